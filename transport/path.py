@@ -1,0 +1,152 @@
+"""Interpolants: x_t = alpha_t x1 + sigma_t x0, from noise x0 at t = 0 to data x1 at t = 1.
+
+SiT (arXiv 2401.08740), section 2.1 and table 1. A plan knows its two coefficients and their derivatives; all else follows.
+With x = alpha x1 + sigma x0 and its velocity v = alpha' x1 + sigma' x0, the pair (x, v) is a linear map of (x1, x0) of
+determinant d = alpha' sigma - alpha sigma', which never vanishes, hence
+
+    x0 = (alpha' x - alpha v) / d        x1 = (sigma v - sigma' x) / d        score = -x0 / sigma
+
+and only the score is singular, at sigma = 0. Velocity from noise or score divides by alpha: singular at t = 0 for
+Linear and GVP. Times t are (N,) or anything that broadcasts against x; results have x's shape.
+"""
+
+import math
+
+import torch
+
+DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
+
+
+def expand_t(t, x):
+    """Give t (N,) the trailing axes of x (N, ...), so that it broadcasts; other shapes stay as they are."""
+    if t.dim() == 1 and x.dim() > 1:
+        return t.reshape(-1, *[1] * (x.dim() - 1))
+    return t
+
+
+class ICPlan:
+    """Linear path, alpha = t, sigma = 1 - t; and what every plan derives from its coefficients."""
+
+    def compute_alpha_t(self, t):
+        """(alpha, d alpha/dt)"""
+        return t, torch.ones_like(t)
+
+    def compute_sigma_t(self, t):
+        """(sigma, d sigma/dt)"""
+        return 1 - t, -torch.ones_like(t)
+
+    def compute_d_alpha_alpha_ratio_t(self, t):
+        """alpha'/alpha"""
+        alpha, d_alpha = self.compute_alpha_t(t)
+        return d_alpha / alpha
+
+    def compute_determinant_t(self, t):
+        """d = alpha' sigma - alpha sigma', positive on [0, 1]."""
+        return torch.ones_like(t)
+
+    def plan(self, t, x0, x1):
+        """(t, x_t, u_t) of noise x0 and data x1, with u_t = alpha' x1 + sigma' x0, the velocity to learn."""
+        s = expand_t(t, x1)
+        alpha, d_alpha = self.compute_alpha_t(s)
+        sigma, d_sigma = self.compute_sigma_t(s)
+        return t, alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0
+
+    def compute_drift(self, x, t):
+        """(-(alpha'/alpha) x, g) with g = (alpha'/alpha) sigma^2 - sigma sigma', so that v = (alpha'/alpha) x + g score."""
+        t = expand_t(t, x)
+        alpha_ratio = self.compute_d_alpha_alpha_ratio_t(t)
+        return -alpha_ratio * x, self.compute_g_t(t)
+
+    def compute_g_t(self, t):
+        """g of compute_drift; the two terms share the factor sigma d / alpha."""
+        return self.compute_sigma_t(t)[0] * self.compute_determinant_t(t) / self.compute_alpha_t(t)[0]
+
+    def get_noise_from_velocity(self, velocity, x, t):
+        """x0, from the velocity at x."""
+        t = expand_t(t, x)
+        alpha, d_alpha = self.compute_alpha_t(t)
+        return (d_alpha * x - alpha * velocity) / self.compute_determinant_t(t)
+
+    def get_data_from_velocity(self, velocity, x, t):
+        """x1, from the velocity at x. With the mean velocity this is E[x1 | x], Tweedie's formula."""
+        t = expand_t(t, x)
+        sigma, d_sigma = self.compute_sigma_t(t)
+        return (sigma * velocity - d_sigma * x) / self.compute_determinant_t(t)
+
+    def get_score_from_velocity(self, velocity, x, t):
+        """grad log p_t(x) (SiT eq. 9), singular where sigma = 0."""
+        return -self.get_noise_from_velocity(velocity, x, t) / self.compute_sigma_t(expand_t(t, x))[0]
+
+    def get_velocity_from_score(self, score, x, t):
+        """Inverse of get_score_from_velocity, singular where alpha = 0."""
+        drift, g = self.compute_drift(x, t)
+        return g * score - drift
+
+    def get_velocity_from_noise(self, noise, x, t):
+        """Inverse of get_noise_from_velocity, singular where alpha = 0."""
+        t = expand_t(t, x)
+        alpha, d_alpha = self.compute_alpha_t(t)
+        return (d_alpha * x - self.compute_determinant_t(t) * noise) / alpha
+
+    def compute_diffusion(self, x, t, form="constant", norm=1.0):
+        """D(t) of dX = (v + D score) dt + sqrt(2 D) dW, at x's rank. The paper writes w = 2 D (SiT eq. 5).
+
+        Raises ValueError for an unknown form.
+        """
+        t = expand_t(t, x)
+        if form == "constant":
+            return torch.full_like(t, norm)
+        if form == "SBDM":
+            return norm * self.compute_g_t(t)
+        if form == "sigma":
+            return norm * self.compute_sigma_t(t)[0]
+        if form == "linear":
+            return norm * (1 - t)
+        if form == "decreasing":
+            return 0.25 * (norm * torch.cos(math.pi * t) + 1) ** 2
+        if form == "increasing-decreasing":
+            return norm * torch.sin(math.pi * t) ** 2
+        raise ValueError(f"unknown diffusion form {form!r}; choose from {', '.join(DIFFUSION_FORMS)}")
+
+
+class GVPCPlan(ICPlan):
+    """Generalised variance-preserving path: alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
+
+    def compute_alpha_t(self, t):
+        return torch.sin(t * math.pi / 2), math.pi / 2 * torch.cos(t * math.pi / 2)
+
+    def compute_sigma_t(self, t):
+        return torch.cos(t * math.pi / 2), -math.pi / 2 * torch.sin(t * math.pi / 2)
+
+    def compute_determinant_t(self, t):
+        return torch.full_like(t, math.pi / 2)
+
+
+class VPCPlan(ICPlan):
+    """Variance-preserving diffusion path of score-based models: beta runs from sigma_max at noise to sigma_min at data."""
+
+    def __init__(self, sigma_min=0.1, sigma_max=20.0):
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def log_alpha(self, t):
+        return -((1 - t) ** 2) * (self.sigma_max - self.sigma_min) / 4 - (1 - t) * self.sigma_min / 2
+
+    def compute_d_alpha_alpha_ratio_t(self, t):
+        """beta / 2; no division, so exact also where alpha is tiny."""
+        return (self.sigma_min + (1 - t) * (self.sigma_max - self.sigma_min)) / 2
+
+    def compute_alpha_t(self, t):
+        alpha = torch.exp(self.log_alpha(t))
+        return alpha, alpha * self.compute_d_alpha_alpha_ratio_t(t)
+
+    def compute_sigma_t(self, t):
+        sigma = torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))  # 1 - alpha^2 without cancellation near t = 1
+        alpha, d_alpha = self.compute_alpha_t(t)
+        return sigma, -alpha * d_alpha / sigma
+
+    def compute_determinant_t(self, t):
+        return self.compute_alpha_t(t)[1] / self.compute_sigma_t(t)[0]
+
+    def compute_g_t(self, t):
+        return self.compute_d_alpha_alpha_ratio_t(t)

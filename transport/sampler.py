@@ -1,0 +1,165 @@
+"""Sampler: turns a Transport and a network into samples, encodings and likelihoods."""
+
+import torch
+
+from .integrators import ADAPTIVE_METHODS, FIXED_METHODS, integrate_ode, integrate_sde
+from .likelihood import divergence, standard_normal_logp
+from .path import DIFFUSION_FORMS
+
+# "heun" is the paper's word for torchdiffeq's heun2.
+ODE_METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, "heun")
+SDE_METHODS = ("Euler", "Heun")
+LAST_STEPS = ("Mean", "None", "Tweedie", "Euler")
+
+
+def _check(what, value, allowed):
+    if value not in allowed:
+        raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(map(str, allowed))}")
+
+
+def _rademacher(x, num_probes):
+    return torch.randint(0, 2, (num_probes, *x.shape), device=x.device).to(x.dtype) * 2 - 1
+
+
+class Sampler:
+    """Builds sampling functions fn(z, model, **model_kwargs) for one Transport.
+
+    z (N, ...) is where the solve starts: noise, or data when reversed. model(x, t, **model_kwargs) is the network.
+    num_steps counts points in time, so that a fixed solver takes num_steps - 1 steps.
+    """
+
+    def __init__(self, transport):
+        self.transport = transport
+
+    def _ode(self, sampling_method, num_steps, atol, rtol, edges, trajectory=False):
+        """integrate_ode with its settings checked and bound."""
+        _check("ODE solver", sampling_method, ODE_METHODS)
+        if num_steps < 2:
+            raise ValueError(f"num_steps counts points in time and must be at least 2, not {num_steps}")
+        method = "heun2" if sampling_method == "heun" else sampling_method
+        settings = dict(method=method, num_steps=num_steps, atol=atol, rtol=rtol, edges=edges, trajectory=trajectory)
+        return lambda drift, state, t0, t1: integrate_ode(drift, state, t0, t1, **settings)
+
+    def sample_ode(
+        self,
+        *,
+        sampling_method="dopri5",
+        num_steps=50,
+        atol=1e-6,
+        rtol=1e-3,
+        reverse=False,
+        edges=(),
+        trajectory=False,
+    ):
+        """Sampling by the probability flow dx/dt = v(x, t) (SiT eq. 6).
+
+        sampling_method: a torchdiffeq solver, or heun. atol, rtol: for adaptive solvers. reverse: from data to noise
+        over the same interval. edges: times at which the drift may jump. Returns fn(z, model, **model_kwargs) -> a
+        list of states whose [-1] is the sample; the only one unless trajectory, which gives num_steps of them.
+        """
+        solve = self._ode(sampling_method, num_steps, atol, rtol, edges, trajectory)
+        t0, t1 = self.transport.ode_interval
+        if reverse:
+            t0, t1 = t1, t0
+
+        @torch.no_grad()
+        def sample(z, model, **model_kwargs):
+            def drift(t, x):
+                return self.transport.predict_velocity(model, x, t.expand(len(x)), model_kwargs)
+
+            states = solve(drift, z, t0, t1)
+            return states if trajectory else [states]
+
+        return sample
+
+    def sample_sde(
+        self,
+        *,
+        sampling_method="Euler",
+        diffusion_form="SBDM",
+        diffusion_norm=1.0,
+        last_step="Mean",
+        last_step_size=0.04,
+        num_steps=250,
+        randn=torch.randn_like,
+        trajectory=False,
+    ):
+        """Sampling by dX = (v + D score) dt + sqrt(2 D) dW (SiT eq. 5 with w = 2 D).
+
+        sampling_method: Euler (Euler-Maruyama) or Heun. diffusion_form, diffusion_norm: D(t), see compute_diffusion.
+        last_step: what follows the num_steps - 1 stochastic steps, without noise, over last_step_size: Mean (drift of
+        the SDE), Euler (the ODE's velocity), Tweedie (E[x1 | x]), or None for nothing. randn(x): where the noise comes
+        from. Returns fn(z, model, **model_kwargs) -> a list of states as sample_ode does.
+        """
+        _check("SDE sampler", sampling_method, SDE_METHODS)
+        _check("diffusion form", diffusion_form, DIFFUSION_FORMS)
+        last_step = str(last_step)  # Python's None is the word None
+        _check("last step", last_step, LAST_STEPS)
+        if num_steps < 2:
+            raise ValueError(f"num_steps counts points in time and must be at least 2, not {num_steps}")
+        if not 0 <= last_step_size < 1:
+            raise ValueError(f"last_step_size must be in [0, 1), not {last_step_size}")
+        if diffusion_norm < 0:
+            raise ValueError(f"diffusion_norm must not be negative, not {diffusion_norm}")
+        h = 0.0 if last_step == "None" else last_step_size
+        transport, plan = self.transport, self.transport.path_sampler
+        t0, t1 = transport.sde_interval(diffusion_form, h)
+
+        @torch.no_grad()
+        def sample(z, model, **model_kwargs):
+            def diffusion(x, t):
+                return plan.compute_diffusion(x, t, form=diffusion_form, norm=diffusion_norm)
+
+            def drift(x, t):
+                velocity, score = transport.predict(model, x, t, model_kwargs)
+                return velocity + diffusion(x, t) * score
+
+            states = integrate_sde(
+                drift, diffusion, z, t0, t1, method=sampling_method, num_steps=num_steps, randn=randn, trajectory=trajectory
+            )
+            x, t = states[-1], torch.full((len(z),), t1, device=z.device, dtype=z.dtype)
+            if last_step == "Mean":
+                x = x + drift(x, t) * h
+            elif last_step == "Euler":
+                x = x + transport.predict_velocity(model, x, t, model_kwargs) * h
+            elif last_step == "Tweedie":
+                x = plan.get_data_from_velocity(transport.predict_velocity(model, x, t, model_kwargs), x, t)
+            return [*states, x] if trajectory else [x]
+
+        return sample
+
+    def sample_ode_likelihood(
+        self,
+        *,
+        sampling_method="dopri5",
+        num_steps=50,
+        atol=1e-6,
+        rtol=1e-3,
+        edges=(),
+        num_probes=1,
+        exact_divergence=False,
+        rademacher=_rademacher,
+    ):
+        """Log-likelihood of data by the instantaneous change of variables along the reversed probability flow.
+
+        The divergence is Skilling-Hutchinson's estimate with num_probes Rademacher probes, rademacher(x, num_probes) ->
+        (num_probes, N, ...), fixed for the whole solve, or exact at one backward pass per dimension. Returns
+        fn(x, model, **model_kwargs) -> (log p(x) (N,) in nats, z the encoding of x). Works under no_grad.
+        """
+        if num_probes < 1:
+            raise ValueError(f"num_probes must be at least 1, not {num_probes}")
+        solve = self._ode(sampling_method, num_steps, atol, rtol, edges)
+        t0, t1 = self.transport.ode_interval
+
+        @torch.no_grad()
+        def likelihood(x, model, **model_kwargs):
+            probes = None if exact_divergence else rademacher(x, num_probes)
+
+            def drift(t, state):
+                velocity = lambda x: self.transport.predict_velocity(model, x, t.expand(len(x)), model_kwargs)  # noqa: E731
+                return divergence(velocity, state[0], probes)
+
+            z, delta = solve(drift, (x, x.new_zeros(len(x))), t1, t0)
+            return standard_normal_logp(z) + delta, z
+
+        return likelihood
