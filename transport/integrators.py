@@ -1,5 +1,7 @@
 """The loops: torchdiffeq over a fixed interval, and Euler-Maruyama and Heun for the SDE. Pure functions of a drift."""
 
+from itertools import pairwise
+
 import torch
 from torchdiffeq import odeint
 
@@ -38,7 +40,7 @@ def integrate_ode(drift, state, t0, t1, *, method, num_steps, atol, rtol, edges=
         inner = sorted((e for e in edges if min(t0, t1) < e < max(t0, t1)), reverse=t1 < t0)
         bounds = [t0, *inner, t1]
         stops = []
-        for a, b in zip(bounds[:-1], bounds[1:]):
+        for a, b in pairwise(bounds):
             wanted = grid[(grid > min(a, b)) & (grid < max(a, b))] if trajectory else grid[:0]
             times = torch.cat([torch.tensor([a]), wanted, torch.tensor([b])])
             options = {} if method == "scipy_solver" else {"step_t": times[-1:].to(device)}

@@ -1,0 +1,93 @@
+"""A training run on disk: log.txt, metrics.csv, loss.png, checkpoints/ and samples/."""
+
+import csv
+import logging
+import re
+import sys
+from pathlib import Path
+
+import matplotlib
+from tqdm import tqdm
+
+from train_utils import writable_folder
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
+
+
+class TqdmHandler(logging.Handler):
+    """Log lines above the progress bar instead of through it."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunFolder:
+    """results/NNN-NAME, with the next free number. Only the main process makes and writes it."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples"
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.samples.mkdir(exist_ok=True)
+
+    @classmethod
+    def new(cls, results_dir, name):
+        results = writable_folder(results_dir, "--results-dir")
+        numbers = [int(match[1]) for entry in results.iterdir() if (match := re.match(r"(\d{3,})-", entry.name))]
+        return cls(results / f"{max(numbers, default=-1) + 1:03d}-{name}")
+
+    def logger(self):
+        """Logs to log.txt and above the progress bar."""
+        logger = logging.getLogger("train")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        for handler, pattern in (
+            (logging.FileHandler(self.path / "log.txt"), "[%(asctime)s] %(message)s"),
+            (TqdmHandler(), "[%(asctime)s] %(message)s"),
+        ):
+            handler.setFormatter(logging.Formatter(pattern, datefmt="%Y-%m-%d %H:%M:%S"))
+            logger.addHandler(handler)
+        return logger
+
+    def checkpoint_path(self, step):
+        return self.checkpoints / f"{step:07d}.pt"
+
+    def add_metrics(self, **values):
+        """Append one row to metrics.csv."""
+        file = self.path / "metrics.csv"
+        is_new = not file.exists()
+        with open(file, "a", newline="") as out:
+            writer = csv.DictWriter(out, COLUMNS)
+            if is_new:
+                writer.writeheader()
+            writer.writerow(values)
+
+    def plot_loss(self):
+        """Draw metrics.csv as loss.png: the logged means, and a running mean where there are many."""
+        file = self.path / "metrics.csv"
+        if not file.exists():
+            return
+        with open(file) as rows:
+            points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(rows)]
+        steps, losses = zip(*points)
+        figure, axes = plt.subplots(figsize=(6, 4), dpi=120)
+        window = len(losses) // 20
+        axes.plot(steps, losses, color="tab:blue", alpha=0.35 if window > 1 else 1, linewidth=1, label="mean since last log")
+        if window > 1:
+            smooth = [
+                sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))
+            ]
+            axes.plot(steps, smooth, color="tab:blue", label=f"running mean of {window + 1}")
+        low, high = min(losses), sorted(losses)[int(0.98 * (len(losses) - 1))]
+        axes.set_ylim(low - 0.05 * (high - low + 1e-6), high + 0.15 * (high - low + 1e-6))
+        axes.set(xlabel="step", ylabel="training loss", title=self.path.name)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        figure.tight_layout()
+        figure.savefig(self.path / "loss.png")
+        plt.close(figure)

@@ -1,0 +1,48 @@
+"""Random numbers as a function of what they are for, not of what was drawn before.
+
+A stream is named by a key such as (seed, "step", 1200) or (seed, "sample", 37). Whoever needs it makes it anew: nothing to
+save in a checkpoint, and nothing changes with the number of processes.
+"""
+
+import hashlib
+
+import torch
+
+
+def stream_seed(*key):
+    """A 63-bit seed for a key of ints and strings."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(device, *key):
+    """A torch generator at the start of the stream that key names."""
+    return torch.Generator(device).manual_seed(stream_seed(*key))
+
+
+class SampleStreams:
+    """Noise for a batch of samples in which sample i depends on (seed, i) alone, not on its batch.
+
+    Drawn on the CPU, so that every device gets the same numbers. Each draw goes on where the sample's last one ended.
+    """
+
+    def __init__(self, seed, indices):
+        self.generators = [generator("cpu", seed, "sample", int(i)) for i in indices]
+
+    def randn(self, shape, device):
+        """Standard normal (N, *shape)."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(device)
+
+    def randn_like(self, x):
+        """Standard normal shaped like x (N, ...)."""
+        return self.randn(x.shape[1:], x.device)
+
+    def rademacher(self, x, num_probes):
+        """Random signs (num_probes, N, ...)."""
+        shape = (num_probes, *x.shape[1:])
+        signs = torch.stack([torch.randint(0, 2, shape, generator=g) for g in self.generators], dim=1)
+        return (signs * 2 - 1).to(x)
+
+    def randint(self, high):
+        """One integer of [0, high) for each sample: (N,)."""
+        return torch.cat([torch.randint(high, (1,), generator=g) for g in self.generators])
