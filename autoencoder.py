@@ -42,7 +42,8 @@ class LatentSpace:
 
     def __init__(self, vae, name):
         self.name = name
-        self.vae = vae.eval().requires_grad_(False)
+        # channels_last: convolutions are up to three times as fast, on CPU and GPU.
+        self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         config = vae.config
         self.channels = config.latent_channels
         self.factor = 2 ** (len(config.block_out_channels) - 1)

@@ -48,6 +48,8 @@ def load_image(path, size):
 class FolderDataset(Dataset):
     """One sub-folder a class, in sorted order, as torchvision's ImageFolder finds them."""
 
+    mirrors = True  # a mirrored photograph is a photograph
+
     def __init__(self, root, image_size):
         root = Path(root)
         if not root.is_dir():
@@ -112,6 +114,8 @@ def held_out_digits():
 class DigitsDataset(Dataset):
     """MNIST digits with a black border of 2 pixels, as RGB: (3, 32, 32)."""
 
+    mirrors = False  # a mirrored digit is none
+
     def __init__(self, image_size):
         self.classes = [str(digit) for digit in range(10)]
         if image_size != 32:
@@ -136,24 +140,42 @@ def open_dataset(path, image_size):
     return DigitsDataset(image_size) if path == DIGITS else FolderDataset(path, image_size)
 
 
-def load_labelled_images(path, recipe, limit):
-    """Up to limit images of a folder or data set, evenly spread: (uint8 (N, 3, H, W), labels (N,), names).
+class LabelledImages(Dataset):
+    """Images of a folder or data set with the labels that a checkpoint knows: (uint8 (3, H, W), class id), and name(i).
 
     Labels are the class folders' where their names are those of the checkpoint's classes, or where it has none recorded
     and their number is right; otherwise the null class. Raises UserError where there is no image or no label to give.
     """
-    if path == DIGITS or _has_class_folders(path):
-        dataset = open_dataset(path, recipe.image_size)
-        known = dataset.classes == recipe.classes or (not recipe.classes and len(dataset.classes) == recipe.num_classes)
-    else:
-        dataset, known = FlatFolder(path, recipe.image_size), False
-    if not known and recipe.null_class is None:
-        raise UserError(f"--data-path {path}: its classes are not the checkpoint's, which has no null class to use instead")
-    indices = np.unique(np.linspace(0, len(dataset) - 1, min(limit, len(dataset))).round().astype(int)).tolist()
-    items = [dataset[i] for i in indices]
-    labels = torch.tensor([label if known else recipe.null_class for _, label in items])
-    names = [dataset.name(i) for i in indices]
-    return torch.stack([image for image, _ in items]), labels, names
+
+    def __init__(self, path, recipe):
+        if path == DIGITS or _has_class_folders(path):
+            self.dataset = open_dataset(path, recipe.image_size)
+            classes = self.dataset.classes
+            known = classes == recipe.classes or (not recipe.classes and len(classes) == recipe.num_classes)
+        else:
+            self.dataset, known = FlatFolder(path, recipe.image_size), False
+        if not known and recipe.null_class is None:
+            raise UserError(f"--data-path {path}: its classes are not the checkpoint's, which has no null class instead")
+        self.null_class = None if known else recipe.null_class
+        self.name = self.dataset.name
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        image, label = self.dataset[index]
+        return image, label if self.null_class is None else self.null_class
+
+    def batch(self, indices):
+        """(uint8 (N, 3, H, W), labels (N,))"""
+        images, labels = zip(*(self[i] for i in indices))
+        return torch.stack(images), torch.tensor(labels)
+
+
+def spread(length, limit):
+    """Up to limit indices below length, evenly spread; None is all."""
+    count = min(limit or length, length)
+    return [i * length // count for i in range(count)]
 
 
 class StepSampler(Sampler):
@@ -186,7 +208,8 @@ class StepSampler(Sampler):
         return len(self.steps)
 
 
-def to_pixels(images, flip):
+def to_pixels(images, flip=None):
     """uint8 images (N, 3, H, W) -> float32 in [-1, 1], mirrored where flip (N,) is true."""
-    images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    if flip is not None:
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     return images.float() / 127.5 - 1

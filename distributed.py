@@ -50,6 +50,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def broadcast(self, value):
+        """The main process's picklable value, on every process."""
+        if not self.distributed:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=torch.device("cpu"))
+        return values[0]
+
 
 def setup():
     """Join the job that torchrun started, or be alone; one GPU a process where there are GPUs, else the CPU."""

@@ -1,10 +1,39 @@
-"""From log-densities of what the network sees to bits per dimension of what a user has."""
+"""Log-likelihood of images under a trained model, in nats and in bits per dimension."""
 
 import math
 
+from data import to_pixels
+from errors import UsageError
+from transport import Sampler
 
-def bits_per_dim(logp, autoencoder, latent_shape):
-    """Nats (N,) -> bits per dimension (N,). In pixel space the density is that of levels 0 to 255, not of [-1, 1]:
-    each dimension is stretched by 127.5. In latent space it is the latents' own density."""
-    stretch = math.log2(127.5) if autoencoder.name == "none" else 0.0
-    return -logp / (math.prod(latent_shape) * math.log(2)) + stretch
+
+def log_likelihood(pipeline, args, images, labels, streams):
+    """(nats (N,), bits/dim (N,)) of uint8 images (N, 3, H, W) with class ids labels (N,).
+
+    In pixel space the density is that of the levels 0 to 255, so the change of variables from [-1, 1] is counted; with
+    --dequantize uniform, noise in [0, 1) is added to the levels first, and the mean is a lower bound on the
+    log-probability of the discrete image (Theis et al., arXiv 1511.01844). With an autoencoder it is the density of a
+    posterior sample of the latents, in their own units: a number to compare models of the same latents by, no more.
+    """
+    device, count = pipeline.device, math.prod(pipeline.latent_shape)
+    in_pixels = pipeline.autoencoder.name == "none"
+    if args.dequantize == "uniform":
+        if not in_pixels:
+            raise UsageError(f"--dequantize uniform needs pixel space (--vae none), not autoencoder {pipeline.recipe.vae}")
+        x, stretch = (images + streams.rand(images.shape[1:], "cpu")).to(device) / 128 - 1, 128.0
+    else:
+        mean, std = pipeline.autoencoder.moments(to_pixels(images.to(device)))
+        x = pipeline.autoencoder.latents(mean, std, streams.randn_like(mean))
+        stretch = 127.5 if in_pixels else 1.0
+    likelihood = Sampler(pipeline.transport).sample_ode_likelihood(
+        sampling_method=args.sampling_method,
+        num_steps=args.num_sampling_steps,
+        atol=args.atol,
+        rtol=args.rtol,
+        num_probes=args.num_probes,
+        exact_divergence=args.exact_divergence,
+        rademacher=streams.rademacher,
+    )
+    logp, _ = likelihood(x, pipeline.model, y=labels.to(device))
+    nats = logp.double().cpu() - count * math.log(stretch)
+    return nats, -nats / (count * math.log(2))

@@ -14,14 +14,16 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 import distributed
-from data import load_labelled_images, to_pixels
+from data import LabelledImages, spread, to_pixels
 from errors import UsageError
-from likelihood import bits_per_dim
+from likelihood import log_likelihood
 from sampling import load_pipeline, sampler_from
 from streams import SampleStreams
 from train_utils import (
     Parser,
+    check_likelihood_args,
     parse_guidance_args,
+    parse_likelihood_args,
     parse_model_args,
     parse_ode_args,
     parse_precision_args,
@@ -32,7 +34,6 @@ from train_utils import (
     set_precision,
     writable_folder,
 )
-from transport import Sampler
 
 IMAGENET_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # golden retriever, otter, ... as in the published picture
 
@@ -55,33 +56,10 @@ def make_parser():
         parse_transport_args(sub)
         if mode == "ODE":
             parse_ode_args(sub)
-            group = sub.add_argument_group("images", "for --reverse and --likelihood")
-            group.add_argument("--data-path", help="folder of images, or of one sub-folder a class, or builtin:digits")
-            group.add_argument("--num-images", type=positive_int, default=16, help="how many of them, spread over the set")
-            group.add_argument("--num-probes", type=positive_int, default=1, help="random probes of the divergence")
-            group.add_argument("--exact-divergence", action="store_true", help="no probes: one backward pass a dimension")
+            parse_likelihood_args(sub, num_images=16)
         else:
             parse_sde_args(sub)
     return parser
-
-
-def check_args(args):
-    """What argparse cannot see: flags that only make sense together."""
-    args.encodes = args.mode == "ODE" and (args.reverse or args.likelihood)
-    if not args.encodes:
-        for flag in {"data_path", "num_images", "num_probes", "exact_divergence"} & args.given:
-            raise UsageError(f"--{flag.replace('_', '-')} goes with --reverse or --likelihood")
-        return
-    if args.reverse and args.likelihood:
-        raise UsageError("--reverse and --likelihood: give one of them")
-    if not args.data_path:
-        raise UsageError(f"--{'reverse' if args.reverse else 'likelihood'} needs images: give --data-path")
-    for flag in {"class_labels", "num_samples_per_class", "trajectory"} & args.given:
-        raise UsageError(f"--{flag.replace('_', '-')} does not go with --reverse or --likelihood")
-    if args.likelihood and "cfg_scale" in args.given and args.cfg_scale != 1:
-        raise UsageError("--likelihood is that of the model itself: --cfg-scale must be 1, a guided flow has no density")
-    if "cfg_scale" not in args.given:
-        args.cfg_scale = 1.0
 
 
 def save_picture(images, path, columns):
@@ -115,7 +93,7 @@ def generate(args, pipeline):
     network, device = pipeline.model, pipeline.device
     streams = SampleStreams(args.seed, range(len(labels)))
     z = streams.randn(pipeline.latent_shape, device)
-    sample = sampler_from(args, pipeline.transport, network.edges, streams.randn_like, bool(args.trajectory))
+    sample = sampler_from(args, pipeline.transport, network.edges, streams.randn_like, trajectory=bool(args.trajectory))
     started = time.time()
     states = sample(z, network, y=labels.to(device))
     seconds = time.time() - started
@@ -128,48 +106,53 @@ def generate(args, pipeline):
         print(f"{args.trajectory}: {len(picked)} of {len(states)} states")
 
 
-def encode(args, pipeline):
-    """Run the ODE from images to noise: their encodings, or their likelihood."""
-    recipe, network, device = pipeline.recipe, pipeline.model, pipeline.device
-    images, labels, names = load_labelled_images(args.data_path, recipe, args.num_images)
-    streams = SampleStreams(args.seed, range(len(images)))
-    pixels = to_pixels(images.to(device), torch.zeros(len(images), dtype=torch.bool, device=device))
-    mean, std = pipeline.autoencoder.moments(pixels)
-    x = pipeline.autoencoder.latents(mean, std, torch.zeros_like(std))  # the posterior's mean
-    y = labels.to(device)
-    solver = dict(sampling_method=args.sampling_method, num_steps=args.num_sampling_steps, atol=args.atol, rtol=args.rtol)
-    solver["edges"] = network.edges
-    sampler = Sampler(pipeline.transport)
-    started = time.time()
-    if args.likelihood:
-        probing = dict(num_probes=args.num_probes, exact_divergence=args.exact_divergence, rademacher=streams.rademacher)
-        logp, _ = sampler.sample_ode_likelihood(**solver, **probing)(x, network, y=y)
-        bits = bits_per_dim(logp, pipeline.autoencoder, pipeline.latent_shape)
-        for name, nats, value in zip(names, logp.tolist(), bits.tolist()):
-            print(f"{name}: {value:.4f} bits/dim ({nats:.2f} nats)")
-        print(f"mean {bits.mean():.4f} bits/dim of {math.prod(pipeline.latent_shape)} dimensions", end=", ")
-        print("in pixels" if pipeline.autoencoder.name == "none" else "in latents: not comparable between autoencoders")
-    else:
-        z = sampler.sample_ode(**solver, reverse=True)(x, network, y=y)[-1]
-        back = sampler.sample_ode(**solver)(z, network, y=y)[-1]
-        file = Path(args.out).with_suffix(".npz")
-        np.savez(file, z=z.cpu().numpy(), labels=labels.numpy(), names=np.array(names))
-        pairs = torch.stack([images.permute(0, 2, 3, 1), pipeline.decode(back)], 1).flatten(0, 1)
-        save_picture(pairs, args.out, columns=8)
-        error = (back - x).square().mean().sqrt().item()
-        print(f"{file}: encodings z {tuple(z.shape)}, mean {z.mean():.3f}, std {z.std():.3f}")
-        print(f"{args.out}: each image beside its way to noise and back, which changed the latents by {error:.1e} (rms)")
-    print(f"{len(images)} images, {network.calls} network calls, {time.time() - started:.1f} s")
+def print_likelihood(args, pipeline, dataset, indices):
+    """Bits per dimension of images, one line each."""
+    streams = SampleStreams(args.seed, indices)
+    nats, bits = log_likelihood(pipeline, args, *dataset.batch(indices), streams)
+    for i, value, each in zip(indices, bits.tolist(), nats.tolist()):
+        print(f"{dataset.name(i)}: {value:.4f} bits/dim ({each:.2f} nats)")
+    where = "pixels" if pipeline.autoencoder.name == "none" else "latents (not comparable between autoencoders)"
+    print(f"mean {bits.mean():.4f} bits/dim of {math.prod(pipeline.latent_shape)} dimensions in {where}")
+
+
+def encode(args, pipeline, dataset, indices):
+    """Run the ODE from images to noise and back: save the encodings, and a picture of both ends."""
+    network, device = pipeline.model, pipeline.device
+    images, labels = dataset.batch(indices)
+    mean, _ = pipeline.autoencoder.moments(to_pixels(images.to(device)))
+    x, y = pipeline.autoencoder.latents(mean, 0, 0), labels.to(device)
+    z = sampler_from(args, pipeline.transport, network.edges, reverse=True)(x, network, y=y)[-1]
+    back = sampler_from(args, pipeline.transport, network.edges)(z, network, y=y)[-1]
+    file = Path(args.out).with_suffix(".npz")
+    np.savez(file, z=z.cpu().numpy(), labels=labels.numpy(), names=np.array([dataset.name(i) for i in indices]))
+    pairs = torch.stack([images.permute(0, 2, 3, 1), pipeline.decode(back)], 1).flatten(0, 1)
+    save_picture(pairs, args.out, columns=8)
+    error = (back - x).square().mean().sqrt().item()
+    print(f"{file}: encodings z {tuple(z.shape)}, mean {z.mean():.3f}, std {z.std():.3f}")
+    print(f"{args.out}: each image beside its way to noise and back, which changed the latents by {error:.1e} (rms)")
 
 
 def main(args):
-    check_args(args)
+    check_likelihood_args(args)
+    for flag in ({"class_labels", "num_samples_per_class", "trajectory"} & args.given) if args.encodes else ():
+        raise UsageError(f"--{flag.replace('_', '-')} does not go with --reverse or --likelihood")
     device = distributed.setup().device
     writable_folder(Path(args.out).parent, "--out")
     if args.trajectory:
         writable_folder(Path(args.trajectory).parent, "--trajectory")
     pipeline = load_pipeline(args, device, set_precision(args.precision, device))
-    encode(args, pipeline) if args.encodes else generate(args, pipeline)
+    if not args.encodes:
+        generate(args, pipeline)
+        return 0
+    dataset = LabelledImages(args.data_path, pipeline.recipe)
+    indices = spread(len(dataset), args.num_images)
+    started = time.time()
+    if args.likelihood:
+        print_likelihood(args, pipeline, dataset, indices)
+    else:
+        encode(args, pipeline, dataset, indices)
+    print(f"{len(indices)} images, {pipeline.model.calls} network calls, {time.time() - started:.1f} s")
     return 0
 
 

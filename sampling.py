@@ -1,6 +1,6 @@
 """From a checkpoint to something that makes images: what sample.py, sample_ddp.py and train.py share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -128,6 +128,7 @@ def load_pipeline(args, device, precision="fp32"):
         settings = {key: settings[key] if key == "sample_eps" and key in args.given else own[key] for key in own}
     transport = transport_from(settings)
     autoencoder = _open_autoencoder(args, recipe, path).to(device)
+    recipe = replace(recipe, **settings, vae=autoencoder.name, vae_hash=autoencoder.config_hash)
     shape = latent_shape(recipe.image_size, autoencoder, recipe.model_args["patch_size"])
     expected = (recipe.model_args["in_channels"], recipe.model_args["input_size"], recipe.model_args["input_size"])
     if shape != expected:
@@ -140,7 +141,7 @@ def load_pipeline(args, device, precision="fp32"):
         weak_path, weak_recipe, weak = _load(args.guidance_ckpt, device, dtype)
         for what in ("image_size", "num_classes", "path_type", "prediction", "vae_hash"):
             ours, theirs = getattr(recipe, what), getattr(weak_recipe, what)
-            if ours != theirs:
+            if theirs not in (None, ours):
                 raise UsageError(f"--guidance-ckpt {weak_path} has {what} {theirs}, but {path} has {ours}")
     elif scale != 1 and recipe.null_class is None:
         if "cfg_scale" in args.given:
@@ -151,8 +152,11 @@ def load_pipeline(args, device, precision="fp32"):
     return Pipeline(path, recipe, guided, transport, autoencoder, shape, device)
 
 
-def sampler_from(args, transport, edges=(), randn=torch.randn_like, trajectory=False):
-    """Sampling function for the subcommand and flags of args: ODE or SDE. A bad setting is a UsageError."""
+def sampler_from(args, transport, edges=(), randn=torch.randn_like, reverse=False, **more):
+    """Sampling function for the subcommand and flags of args: ODE or SDE. A bad setting is a UsageError.
+
+    edges: for the ODE, GuidedModel's. randn: for the SDE, where its noise comes from. more: trajectory, on_step.
+    """
     sampler = Sampler(transport)
     try:
         if args.mode == "ODE":
@@ -162,7 +166,8 @@ def sampler_from(args, transport, edges=(), randn=torch.randn_like, trajectory=F
                 atol=args.atol,
                 rtol=args.rtol,
                 edges=edges,
-                trajectory=trajectory,
+                reverse=reverse,
+                **more,
             )
         return sampler.sample_sde(
             sampling_method=args.sampling_method,
@@ -172,7 +177,7 @@ def sampler_from(args, transport, edges=(), randn=torch.randn_like, trajectory=F
             last_step_size=args.last_step_size,
             num_steps=args.num_sampling_steps,
             randn=randn,
-            trajectory=trajectory,
+            **more,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

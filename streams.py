@@ -43,6 +43,6 @@ class SampleStreams:
         signs = torch.stack([torch.randint(0, 2, shape, generator=g) for g in self.generators], dim=1)
         return (signs * 2 - 1).to(x)
 
-    def randint(self, high):
-        """One integer of [0, high) for each sample: (N,)."""
-        return torch.cat([torch.randint(high, (1,), generator=g) for g in self.generators])
+    def rand(self, shape, device):
+        """Uniform in [0, 1): (N, *shape)."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(device)

@@ -59,6 +59,7 @@ IDENTITY = (
     "grad_clip",
     "ema_decay",
     "class_dropout_prob",
+    "no_flip",
     "vae",
     *TRANSPORT_KEYS,
 )
@@ -104,6 +105,7 @@ def make_parser():
     parser = Parser(prog="train.py", description="Train a SiT under torchrun or alone.")
     group = parser.add_argument_group("data and model")
     group.add_argument("--data-path", required=True, help=f"folder with one sub-folder of images a class, or {DIGITS}")
+    group.add_argument("--no-flip", action="store_true", help="never mirror images, for data such as text (digits never are)")
     group.add_argument("--model", default="SiT-XL/2", choices=SIT_CONFIGS, metavar="SiT-{XL,L,B,S,T}/{2,4,8}", help="backbone")
     group.add_argument("--image-size", type=positive_int, default=256, help="pixels a side")
     group.add_argument("--num-classes", type=positive_int, default=1000, help="classes; checked against the data")
@@ -176,6 +178,7 @@ def main(args):
     dataset = open_dataset(args.data_path, args.image_size)
     if len(dataset.classes) != args.num_classes:
         raise UsageError(f"--num-classes {args.num_classes}: {args.data_path} has {len(dataset.classes)} classes")
+    mirrors = dataset.mirrors and not args.no_flip
     autoencoder = load_autoencoder(args.vae).to(device)
     shape = latent_shape(args.image_size, autoencoder, SIT_CONFIGS[args.model]["patch_size"])
     model_args = {
@@ -295,7 +298,7 @@ def main(args):
     for step, (images, labels) in enumerate(loader, start=start_step + 1):
         draws = draw_step(args.global_seed, step, args.global_batch_size, shape, device)
         draws = Draws(*(values[own] for values in draws))
-        pixels = to_pixels(images.to(device, non_blocking=True), draws.flip)
+        pixels = to_pixels(images.to(device, non_blocking=True), draws.flip & mirrors)
         x1 = autoencoder.latents(*autoencoder.moments(pixels), draws.posterior)
         y = labels.to(device, non_blocking=True)
         t0, t1 = transport.train_interval

@@ -97,6 +97,37 @@ def parse_ode_args(parser):
     group.add_argument("--likelihood", action="store_true", help="log-likelihood of the images of --data-path")
 
 
+def parse_likelihood_args(parser, num_images):
+    group = parser.add_argument_group("images", "for --likelihood and --reverse")
+    group.add_argument("--data-path", help="folder of images, or of one sub-folder a class, or builtin:digits")
+    group.add_argument("--num-images", type=positive_int, default=num_images, help="how many, evenly spread (all)")
+    group.add_argument("--num-probes", type=positive_int, default=1, help="random probes of the divergence")
+    group.add_argument("--exact-divergence", action="store_true", help="no probes, one backward pass a dimension")
+    group.add_argument(
+        "--dequantize",
+        default="none",
+        choices=["none", "uniform"],
+        help="pixel space: uniform noise within each of the 256 levels, which bounds the likelihood of the discrete image",
+    )
+
+
+def check_likelihood_args(args):
+    """args.encodes: whether images are encoded rather than drawn. Raises UsageError for flags that do not go together."""
+    args.encodes = args.mode == "ODE" and (args.reverse or args.likelihood)
+    if not args.encodes:
+        for flag in {"data_path", "num_images", "num_probes", "exact_divergence", "dequantize"} & args.given:
+            raise UsageError(f"--{flag.replace('_', '-')} goes with --likelihood or --reverse")
+        return
+    if args.reverse and args.likelihood:
+        raise UsageError("--reverse and --likelihood: give one of them")
+    if not args.data_path:
+        raise UsageError(f"--{'reverse' if args.reverse else 'likelihood'} needs images: give --data-path")
+    if args.likelihood and "cfg_scale" in args.given and args.cfg_scale != 1:
+        raise UsageError("--likelihood is that of the model itself: --cfg-scale must be 1, a guided flow has no density")
+    if "cfg_scale" not in args.given:
+        args.cfg_scale = 1.0
+
+
 def parse_sde_args(parser):
     group = parser.add_argument_group("SDE", "dX = (v + D score) dt + sqrt(2 D) dW; the paper writes w = 2 D")
     group.add_argument("--sampling-method", default="Euler", choices=SDE_METHODS, help="Euler is Euler-Maruyama")

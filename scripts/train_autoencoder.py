@@ -55,11 +55,10 @@ def main():
     print(f"{sum(p.numel() for p in vae.parameters()):,} parameters, {len(train)} images, {len(test)} held out")
     optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=args.steps, pct_start=0.05)
-    still = torch.zeros(args.batch_size, dtype=torch.bool)
     started = time.time()
     progress = tqdm(range(args.steps), disable=None)
     for step in progress:
-        x = to_pixels(shift(train[torch.randint(len(train), (args.batch_size,))]), still)
+        x = to_pixels(shift(train[torch.randint(len(train), (args.batch_size,))]))
         posterior = vae.encode(x).latent_dist
         reconstruction = vae.decode(posterior.sample()).sample
         mse = F.mse_loss(reconstruction, x)
@@ -74,9 +73,9 @@ def main():
 
     vae.eval()
     with torch.no_grad():
-        x = to_pixels(train, torch.zeros(len(train), dtype=torch.bool))
+        x = to_pixels(train)
         latents = torch.cat([vae.encode(part).latent_dist.sample() for part in x.split(500)])
-        x = to_pixels(test, torch.zeros(len(test), dtype=torch.bool))
+        x = to_pixels(test)
         mse = torch.cat([(vae(part).sample - part).square() for part in x.split(500)]).mean()
     # The latents of the training digits get unit variance, as Stable Diffusion's 0.18215 does for photographs.
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))

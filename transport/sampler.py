@@ -31,13 +31,13 @@ class Sampler:
     def __init__(self, transport):
         self.transport = transport
 
-    def _ode(self, sampling_method, num_steps, atol, rtol, edges, trajectory=False):
+    def _ode(self, sampling_method, num_steps, atol, rtol, edges, **more):
         """integrate_ode with its settings checked and bound."""
         _check("ODE solver", sampling_method, ODE_METHODS)
         if num_steps < 2:
             raise ValueError(f"num_steps counts points in time and must be at least 2, not {num_steps}")
         method = "heun2" if sampling_method == "heun" else sampling_method
-        settings = dict(method=method, num_steps=num_steps, atol=atol, rtol=rtol, edges=edges, trajectory=trajectory)
+        settings = dict(method=method, num_steps=num_steps, atol=atol, rtol=rtol, edges=edges, **more)
         return lambda drift, state, t0, t1: integrate_ode(drift, state, t0, t1, **settings)
 
     def sample_ode(
@@ -50,14 +50,16 @@ class Sampler:
         reverse=False,
         edges=(),
         trajectory=False,
+        on_step=lambda: None,
     ):
         """Sampling by the probability flow dx/dt = v(x, t) (SiT eq. 6).
 
         sampling_method: a torchdiffeq solver, or heun. atol, rtol: for adaptive solvers. reverse: from data to noise
-        over the same interval. edges: times at which the drift may jump. Returns fn(z, model, **model_kwargs) -> a
-        list of states whose [-1] is the sample; the only one unless trajectory, which gives num_steps of them.
+        over the same interval. edges: times at which the drift may jump. on_step(): called at every step. Returns
+        fn(z, model, **model_kwargs) -> a list of states whose [-1] is the sample; the only one unless trajectory,
+        which gives num_steps of them.
         """
-        solve = self._ode(sampling_method, num_steps, atol, rtol, edges, trajectory)
+        solve = self._ode(sampling_method, num_steps, atol, rtol, edges, trajectory=trajectory, on_step=on_step)
         t0, t1 = self.transport.ode_interval
         if reverse:
             t0, t1 = t1, t0
@@ -83,6 +85,7 @@ class Sampler:
         num_steps=250,
         randn=torch.randn_like,
         trajectory=False,
+        on_step=lambda: None,
     ):
         """Sampling by dX = (v + D score) dt + sqrt(2 D) dW (SiT eq. 5 with w = 2 D).
 
@@ -114,9 +117,8 @@ class Sampler:
                 velocity, score = transport.predict(model, x, t, model_kwargs)
                 return velocity + diffusion(x, t) * score
 
-            states = integrate_sde(
-                drift, diffusion, z, t0, t1, method=sampling_method, num_steps=num_steps, randn=randn, trajectory=trajectory
-            )
+            settings = dict(method=sampling_method, num_steps=num_steps, randn=randn, trajectory=trajectory, on_step=on_step)
+            states = integrate_sde(drift, diffusion, z, t0, t1, **settings)
             x, t = states[-1], torch.full((len(z),), t1, device=z.device, dtype=z.dtype)
             if last_step == "Mean":
                 x = x + drift(x, t) * h

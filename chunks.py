@@ -1,0 +1,83 @@
+"""Work cut into chunks by index, kept on disk so that it survives being killed and does not depend on who did it."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from errors import UserError
+
+
+def write_atomically(path, write, mode="wb"):
+    """write(file) under a temporary name, flush, rename: path holds a whole file or none."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path, values):
+    write_atomically(path, lambda file: file.write(json.dumps(values, indent=2) + "\n"), "w")
+
+
+class ChunkStore:
+    """Items 0 to total - 1 in chunks of size by index; each finished chunk is one .npz of named arrays in folder."""
+
+    def __init__(self, folder, total, size):
+        self.folder, self.total, self.size = Path(folder), total, size
+        self.count = -(-total // size)
+
+    def indices(self, chunk):
+        return range(chunk * self.size, min((chunk + 1) * self.size, self.total))
+
+    def path(self, chunk):
+        return self.folder / f"{chunk:07d}.npz"
+
+    def missing(self):
+        return [chunk for chunk in range(self.count) if not self.path(chunk).exists()]
+
+    def save(self, chunk, **arrays):
+        write_atomically(self.path(chunk), lambda file: np.savez(file, **arrays))
+
+    def load(self, chunk, *names):
+        """The named arrays of a finished chunk."""
+        try:
+            with np.load(self.path(chunk), allow_pickle=False) as arrays:
+                return [arrays[name] for name in names]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path(chunk)} is damaged ({error}); delete it and run the same command again") from error
+
+    def remove(self):
+        """Delete the chunks and their folder."""
+        for chunk in range(self.count):
+            self.path(chunk).unlink(missing_ok=True)
+        for leftover in self.folder.glob(".*.tmp"):
+            leftover.unlink()
+        self.folder.rmdir()
+
+
+def write_npz(path, shape, dtype, parts):
+    """An uncompressed .npz whose arr_0 (shape, dtype) is the concatenation of parts, never held in memory as a whole.
+
+    The same array gives the same bytes: the archive carries no time of day.
+    """
+
+    def write(file):
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            entry = zipfile.ZipInfo("arr_0.npy", date_time=(1980, 1, 1, 0, 0, 0))
+            with archive.open(entry, "w", force_zip64=True) as member:
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                for part in parts:
+                    member.write(np.ascontiguousarray(part, dtype).tobytes())
+
+    write_atomically(path, write)
