@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import matplotlib
 from tqdm import tqdm
 
+from errors import UserError
 from train_utils import writable_folder
 
 matplotlib.use("Agg")
@@ -43,7 +45,7 @@ class RunFolder:
 
     def logger(self):
         """Logs to log.txt and above the progress bar."""
-        logger = logging.getLogger("train")
+        logger = logging.getLogger(str(self.path))
         logger.setLevel(logging.INFO)
         logger.propagate = False
         for handler, pattern in (
@@ -53,6 +55,24 @@ class RunFolder:
             handler.setFormatter(logging.Formatter(pattern, datefmt="%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
         return logger
+
+    def start_wandb(self, args):
+        """Open a W&B run, as WANDB_KEY, ENTITY and PROJECT say; WANDB_MODE=offline needs no key."""
+        import wandb  # slow to import, and few runs want it
+
+        try:
+            if os.environ.get("WANDB_KEY"):
+                wandb.login(key=os.environ["WANDB_KEY"])
+            return wandb.init(
+                entity=os.environ.get("ENTITY"),
+                project=os.environ.get("PROJECT", "SiT"),
+                name=self.path.name,
+                dir=self.path,
+                config={key: value for key, value in vars(args).items() if key != "given"},
+            )
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--wandb: {reason}; set WANDB_KEY, or WANDB_MODE=offline to log without network") from error
 
     def checkpoint_path(self, step):
         return self.checkpoints / f"{step:07d}.pt"

@@ -8,10 +8,8 @@ takes its share: the number of processes changes nothing but rounding, and conti
 """
 
 import math
-import os
 import signal
 import time
-from collections import namedtuple
 from copy import deepcopy
 
 import torch
@@ -25,11 +23,11 @@ from autoencoder import load_autoencoder
 from checkpoint import Recipe, load_checkpoint, load_weights, recipe_of, save_checkpoint, weights_of
 from data import DIGITS, StepSampler, open_dataset, to_pixels
 from download import locate
-from errors import UsageError, UserError
+from errors import UsageError
 from models import SIT_CONFIGS
 from run_folder import RunFolder
 from sampling import GuidedModel
-from streams import SampleStreams, generator
+from streams import SampleStreams
 from train_utils import (
     TRANSPORT_KEYS,
     Parser,
@@ -44,53 +42,8 @@ from train_utils import (
     set_precision,
     transport_from,
 )
+from training import Draws, check_identity, draw_step, learning_rate, update_ema
 from transport import Sampler
-
-# Flags that make the run what it is: a checkpoint is continued only with the same.
-IDENTITY = (
-    "model",
-    "image_size",
-    "num_classes",
-    "global_batch_size",
-    "global_seed",
-    "lr",
-    "lr_schedule",
-    "warmup_steps",
-    "grad_clip",
-    "ema_decay",
-    "class_dropout_prob",
-    "no_flip",
-    "vae",
-    *TRANSPORT_KEYS,
-)
-
-Draws = namedtuple("Draws", "flip posterior noise time drop")
-
-
-def draw_step(seed, step, batch, shape, device):
-    """All random numbers of a step, for the whole global batch: uniform flip, time and drop (batch,), normal posterior
-    and noise (batch, *shape)."""
-    g = generator(device, seed, "step", step)
-    uniform = lambda: torch.rand(batch, generator=g, device=device)  # noqa: E731
-    normal = lambda: torch.randn((batch, *shape), generator=g, device=device)  # noqa: E731
-    return Draws(flip=uniform() < 0.5, posterior=normal(), noise=normal(), time=uniform(), drop=uniform())
-
-
-def learning_rate(step, args, total_steps):
-    """Linear warm-up, then constant or a cosine to 0 at the last step."""
-    if step < args.warmup_steps:
-        return args.lr * (step + 1) / args.warmup_steps
-    if args.lr_schedule == "constant":
-        return args.lr
-    done = (step - args.warmup_steps) / max(1, total_steps - args.warmup_steps)
-    return args.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-@torch.no_grad()
-def update_ema(ema_params, params, decay):
-    """ema = decay ema + (1 - decay) params, all tensors in one call."""
-    torch._foreach_lerp_(ema_params, params, 1 - decay)
-
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -133,35 +86,6 @@ def make_parser():
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases (reads WANDB_KEY, ENTITY, PROJECT)")
     parse_transport_args(parser)
     return parser
-
-
-def start_wandb(args, run_folder):
-    """Open a W&B run; WANDB_MODE=offline needs no key."""
-    import wandb
-
-    try:
-        if os.environ.get("WANDB_KEY"):
-            wandb.login(key=os.environ["WANDB_KEY"])
-        return wandb.init(
-            entity=os.environ.get("ENTITY"),
-            project=os.environ.get("PROJECT", "SiT"),
-            name=run_folder.path.name,
-            dir=run_folder.path,
-            config={key: value for key, value in vars(args).items() if key != "given"},
-        )
-    except wandb.errors.Error as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"--wandb: {reason}; set WANDB_KEY, or WANDB_MODE=offline to log without network") from error
-
-
-def check_identity(args, content, path):
-    """Refuse to continue a run under other flags, naming each difference."""
-    saved = content.get("args") or {}
-    saved = saved if isinstance(saved, dict) else vars(saved)
-    different = [key for key in IDENTITY if key in saved and saved[key] != getattr(args, key)]
-    if different:
-        each = ", ".join(f"--{key.replace('_', '-')} {saved[key]} (now {getattr(args, key)})" for key in different)
-        raise UsageError(f"--ckpt {path} was made with {each}; continue with the same, or start a new run without --ckpt")
 
 
 def main(args):
@@ -234,7 +158,7 @@ def main(args):
         logger.info(f"{args.model}: {sum(p.numel() for p in trained):,} trained parameters, latents {shape}, {precision}")
         logger.info(f"{len(dataset):,} images in {args.num_classes} classes from {args.data_path}")
         logger.info(f"{world.size} process(es) on {device.type}, {batch} images each; steps {start_step:,} to {total_steps:,}")
-        wandb_run = start_wandb(args, folder) if args.wandb else None
+        wandb_run = folder.start_wandb(args) if args.wandb else None
 
     if world.distributed:
         forward = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
