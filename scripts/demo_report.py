@@ -13,9 +13,8 @@ import matplotlib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from digit_classifier import diversity, features, train_classifier
-
 from data import read_digits
+from digit_classifier import diversity, features, train_classifier
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

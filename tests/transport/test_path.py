@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gaussian import PATHS, coefficients
 
+from gaussian import PATHS, coefficients
 from transport import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "reference.npz")

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from gaussian import PATHS, PREDICTIONS, Gaussian, coefficients
 
+from gaussian import PATHS, PREDICTIONS, Gaussian, coefficients
 from transport import Sampler, create_transport
 
 EPS = 1e-3  # the default distance from the ends wherever one is singular

@@ -1,0 +1,165 @@
+import csv
+import re
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from checkpoint import load_checkpoint
+from cli import DIGITS, ENV, call, command, launch
+from train import make_parser
+from training import draw_step, learning_rate, update_ema
+
+SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
+
+
+def losses(run):
+    with open(run / "metrics.csv") as rows:
+        return {int(row["step"]): float(row["loss"]) for row in csv.DictReader(rows)}
+
+
+def test_published_flags_and_defaults():
+    args = vars(make_parser().parse_args(["--data-path", "x"]))
+    published = dict(
+        results_dir="results",
+        model="SiT-XL/2",
+        image_size=256,
+        num_classes=1000,
+        epochs=1400,
+        global_batch_size=256,
+        global_seed=0,
+        vae="ema",
+        num_workers=4,
+        log_every=100,
+        ckpt_every=50_000,
+        sample_every=10_000,
+        cfg_scale=4.0,
+        wandb=False,
+        ckpt=None,
+        path_type="Linear",
+        prediction="velocity",
+        loss_weight=None,
+        sample_eps=None,
+        train_eps=None,
+        lr=1e-4,
+        ema_decay=0.9999,
+    )
+    assert published.items() <= args.items()
+
+
+def test_a_run_leaves_log_checkpoint_curve_and_samples(trained):
+    run = trained.parents[1]
+    assert run.name == "000-SiT-T-8-Linear-velocity-None"
+    log = (run / "log.txt").read_text()
+    assert re.search(r"\(step=0000004\) Train Loss: \d\.\d{4}, Train Steps/Sec: \d+\.\d\d, Images/Sec", log)
+    assert "Done at step 6" in log
+    assert list(losses(run)) == [2, 4, 6]
+    assert Image.open(run / "loss.png").size[0] > 300
+    assert Image.open(run / "samples" / "0000006.png").size == (4 * 34 + 2, 4 * 34 + 2)
+    content = load_checkpoint(trained)
+    assert {"model", "ema", "opt", "args", "step", "recipe"} <= content.keys() and content["step"] == 6
+    assert content["args"]["model"] == "SiT-T/8" and content["recipe"]["classes"] == [str(i) for i in range(10)]
+
+
+def test_continuing_is_the_uninterrupted_run(trained, tmp_path):
+    done = launch("train", *SMALL, "--max-steps", 3, "--log-every", 1, "--results-dir", tmp_path)
+    assert done.code == 0, done.err
+    half = tmp_path / "000-SiT-T-8-Linear-velocity-None" / "checkpoints" / "0000003.pt"
+    done = launch("train", *SMALL, "--max-steps", 6, "--results-dir", tmp_path, "--ckpt", half, "--num-workers", 1)
+    assert done.code == 0, done.err
+    ours = load_checkpoint(tmp_path / "001-SiT-T-8-Linear-velocity-None" / "checkpoints" / "0000006.pt")
+    theirs = load_checkpoint(trained)
+    for part in ("model", "ema"):
+        for key, value in theirs[part].items():
+            assert torch.equal(ours[part][key], value), (part, key)
+    assert torch.equal(ours["opt"]["state"][0]["exp_avg"], theirs["opt"]["state"][0]["exp_avg"])
+    # a fresh model is changed by training, and its average trails behind it
+    assert not torch.equal(theirs["model"]["final_layer.linear.weight"], theirs["ema"]["final_layer.linear.weight"])
+
+
+def test_two_processes_train_as_one(trained, tmp_path):
+    flags = ["--max-steps", 6, "--log-every", 2, "--results-dir", tmp_path]
+    done = launch("train", *SMALL, *flags, processes=2)
+    assert done.code == 0, done.err
+    run = tmp_path / "000-SiT-T-8-Linear-velocity-None"
+    two, one = losses(run), losses(trained.parents[1])
+    assert two.keys() == one.keys()
+    assert np.allclose(list(two.values()), list(one.values()), rtol=1e-5)
+    ours, theirs = load_checkpoint(run / "checkpoints" / "0000006.pt")["ema"], load_checkpoint(trained)["ema"]
+    for key, value in theirs.items():
+        assert torch.allclose(ours[key], value, atol=1e-5), key
+
+
+def test_ctrl_c_saves_a_checkpoint(tmp_path):
+    process = subprocess.Popen(
+        command("train", *SMALL, "--log-every", 1, "--results-dir", tmp_path, "--epochs", 100),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENV,
+    )
+    for line in process.stdout:
+        if "(step=0000002)" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out = process.stdout.read()
+    assert process.wait(timeout=60) == 128 + signal.SIGINT, out
+    assert "Traceback" not in out and "Stopped by signal 2" in out
+    (saved,) = tmp_path.glob("*/checkpoints/*.pt")
+    assert load_checkpoint(saved)["step"] == int(saved.stem) >= 2
+
+
+def test_bf16_trains_float32_weights(tmp_path, trained, capsys):
+    flags = ["--max-steps", 6, "--log-every", 6, "--results-dir", tmp_path, "--precision", "bf16"]
+    result = call(capsys, "train", *SMALL, *flags)
+    assert result.code == 0, result.err
+    (path,) = tmp_path.glob("*/checkpoints/*.pt")
+    bf16, fp32 = load_checkpoint(path)["ema"], load_checkpoint(trained)["ema"]
+    weight = "blocks.3.mlp.fc1.weight"
+    assert bf16[weight].dtype == torch.float32
+    assert not torch.equal(bf16[weight], fp32[weight]) and torch.allclose(bf16[weight], fp32[weight], atol=1e-2)
+
+
+def test_fine_tuning_from_a_bare_state_dict(trained, tmp_path, capsys):
+    bare = tmp_path / "bare.pt"
+    torch.save(load_checkpoint(trained)["ema"], bare)
+    result = call(capsys, "train", *SMALL, "--max-steps", 1, "--results-dir", tmp_path, "--ckpt", bare, "--lr", 0)
+    assert result.code == 0, result.err
+    (path,) = tmp_path.glob("*/checkpoints/0000001.pt")
+    assert torch.equal(load_checkpoint(path)["model"]["blocks.0.attn.qkv.weight"], torch.load(bare)["blocks.0.attn.qkv.weight"])
+
+
+def test_draws_of_a_step_are_a_function_of_seed_and_step():
+    a, b = (draw_step(0, 7, 8, (4, 2, 2), torch.device("cpu")) for _ in range(2))
+    c = draw_step(0, 8, 8, (4, 2, 2), torch.device("cpu"))
+    for x, y, z in zip(a, b, c):
+        assert torch.equal(x, y) and not torch.equal(x, z)
+    assert a.noise.shape == a.posterior.shape == (8, 4, 2, 2) and not torch.equal(a.noise, a.posterior)
+
+
+@pytest.mark.parametrize("schedule, step, expected", [
+    ("constant", 0, 0.1), ("constant", 9, 1.0), ("constant", 500, 1.0),
+    ("cosine", 10, 1.0), ("cosine", 55, 0.5), ("cosine", 100, 0.0), ("cosine", 4, 0.5),
+])  # fmt: skip
+def test_learning_rate(schedule, step, expected):
+    args = make_parser().parse_args(["--data-path", "x", "--lr", "1", "--warmup-steps", "10", "--lr-schedule", schedule])
+    assert learning_rate(step, args, 100) == pytest.approx(expected, abs=1e-12)
+
+
+def test_ema_is_the_weighted_mean():
+    ema, weights = [torch.zeros(3)], [torch.ones(3)]
+    for _ in range(10):
+        update_ema(ema, weights, 0.9)
+    assert torch.allclose(ema[0], torch.full((3,), 1 - 0.9**10))
+
+
+def test_wandb_offline_needs_no_key(tmp_path):
+    started = time.time()
+    flags = ["--max-steps", 1, "--log-every", 1, "--results-dir", tmp_path, "--wandb"]
+    done = launch("train", *SMALL, *flags, WANDB_MODE="offline", WANDB_KEY="")
+    assert done.code == 0, done.err
+    assert list(tmp_path.glob("000-*/wandb/offline-run-*")) and time.time() - started < 120
