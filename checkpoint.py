@@ -8,6 +8,7 @@ import argparse
 import math
 import os
 import pickle
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -77,7 +78,9 @@ def load_checkpoint(path):
         found = "it is a folder" if path.is_dir() else "there is no such file"
         raise UserError(f"--ckpt {path}: {found}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # published checkpoints carry their args as one
+        # Published checkpoints carry their args as a Namespace.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "GLOBAL" in str(error):

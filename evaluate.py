@@ -176,16 +176,21 @@ def extract_features(images, inception, batch_size=64, start=0, stop=None, title
     return features
 
 
-def gather_features(images, inception, batch_size, world, title=None, limit=None):
-    """Features of the first limit images, in order, each process extracting its share: on rank 0, elsewhere None."""
-    count = min(len(images), limit or len(images))
-    start, stop = (count * rank // world.size for rank in (world.rank, world.rank + 1))
-    features = extract_features(images, inception, batch_size, start, stop, title if world.is_main else None)
+def gather_features(features, world):
+    """All processes' Features as one, by rank: on rank 0, elsewhere None."""
     if not world.distributed:
         return features
     parts = [None] * world.size if world.is_main else None
     dist.gather_object(tuple(features), parts)
     return Features(*map(torch.cat, zip(*parts))) if world.is_main else None
+
+
+def shared_features(images, inception, batch_size, world, title=None, limit=None):
+    """gather_features of the first limit images, which all processes can read and extract a contiguous share of."""
+    count = min(len(images), limit or len(images))
+    start, stop = (count * rank // world.size for rank in (world.rank, world.rank + 1))
+    title = title if world.is_main else None
+    return gather_features(extract_features(images, inception, batch_size, start, stop, title), world)
 
 
 def open_reference(path):
@@ -204,7 +209,7 @@ def open_reference(path):
 
 
 def measure_reference(opened, measure):
-    """Reference of what open_reference gave; measure(images, limit=...) gives Features, or None for None."""
+    """Reference of what open_reference gave; measure(images, limit=...) gives Features, or None to give None."""
     fields, images = opened
     if images is None:
         return Reference(**fields)
@@ -223,9 +228,7 @@ def make_parser():
     parser.add_argument("--ref", required=True, help=f"the same, or a .npz with {', '.join(STATISTICS)}")
     parser.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception (its own download)")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images at once, in each process")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32"], default="fp32", help="of the Inception; bf16 would change the metrics"
-    )
+    parser.add_argument("--precision", choices=["fp32", "tf32"], default="fp32", help="of the Inception; bf16 changes FID")
     parser.add_argument("--save-stats", metavar="FILE.npz", help="also save the measured reference, for a later --ref")
     parser.add_argument("--out", metavar="FILE.json", help="results and settings (SAMPLES.eval.json beside the samples)")
     return parser
@@ -264,7 +267,7 @@ def main(args):
             raise UserError(f"{path}: {len(images)} images; the metrics need {NEIGHBOURS + 1} or more")
     check_outputs(args)
     inception = load_inception(args.inception_weights, world.device)
-    measure = partial(gather_features, inception=inception, batch_size=args.batch_size, world=world)
+    measure = partial(shared_features, inception=inception, batch_size=args.batch_size, world=world)
     started = time.time()
     features = measure(samples, title="samples")
     speed = len(samples) / (time.time() - started)
@@ -272,17 +275,20 @@ def main(args):
     if world.is_main:
         results = evaluate(features, reference, world.device)
         show(results, len(samples), reference)
-        settings = {key: value for key, value in vars(args).items() if key != "given"}
-        counts = dict(num_samples=len(samples), num_reference=reference.count, processes=world.size)
-        timing = dict(seconds=time.time() - started, images_per_second=speed)
         weights = args.inception_weights
-        versions = dict(
+        settings = {key: value for key, value in vars(args).items() if key != "given"}
+        settings.update(
+            num_samples=len(samples),
+            num_reference=reference.count,
             inception_sha256=weights and hashlib.sha256(Path(weights).read_bytes()).hexdigest(),
             torch_fidelity=torch_fidelity.__version__,
             device=torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+            processes=world.size,
+            seconds=time.time() - started,
+            images_per_second=speed,
         )
         with replacing(Path(args.out)) as file:
-            file.write(json.dumps({**results, **settings, **counts, **versions, **timing}, indent=2).encode())
+            file.write(json.dumps({**results, "settings": settings}, indent=2).encode())
         if args.save_stats:
             with replacing(Path(args.save_stats)) as file:
                 np.savez(file, **{key: value for key, value in vars(reference).items() if value is not None})

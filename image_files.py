@@ -13,8 +13,9 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from errors import UserError
 
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
-BROKEN = (*BROKEN, Image.DecompressionBombError)
+# What a broken or unsuitable file may raise in Pillow, NumPy and the standard library.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError)
+BROKEN += (zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
 
 
 @contextmanager

@@ -58,7 +58,8 @@ def integrate_ode(drift, state, t0, t1, *, method, num_steps, atol, rtol, edges=
         if reached != len(times):
             raise RuntimeError(f"{method} failed between t = {a:g} and t = {b:g}; try another solver or looser tolerances")
         if trajectory:
-            wanted = reached if b == t1 else reached - 1  # an edge is not one of the times that were asked for
+            asked_for = bool((grid == ends[1]).any())  # an edge need not be one of the grid's times
+            wanted = reached if asked_for else reached - 1
             states += [pick(solution, i) for i in range(1, wanted)]
         state = pick(solution, -1)
     return states if trajectory else state

@@ -119,12 +119,14 @@ class Sampler:
 
             settings = dict(method=sampling_method, num_steps=num_steps, randn=randn, trajectory=trajectory, on_step=on_step)
             states = integrate_sde(drift, diffusion, z, t0, t1, **settings)
+            if last_step == "None":
+                return states
             x, t = states[-1], torch.full((len(z),), t1, device=z.device, dtype=z.dtype)
             if last_step == "Mean":
                 x = x + drift(x, t) * h
             elif last_step == "Euler":
                 x = x + transport.predict_velocity(model, x, t, model_kwargs) * h
-            elif last_step == "Tweedie":
+            else:
                 x = plan.get_data_from_velocity(transport.predict_velocity(model, x, t, model_kwargs), x, t)
             return [*states, x] if trajectory else [x]
 

@@ -1,0 +1,168 @@
+import csv
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cli import ENV, call, command, launch
+from sample_ddp import label_of, make_parser
+
+SIZE = 32
+RUNS = {
+    "dopri5": ["ODE", "--guidance-low", 0.1, "--guidance-high", 0.8],
+    "heun": ["ODE", "--sampling-method", "heun", "--num-sampling-steps", 12],
+    "sde": ["SDE", "--num-sampling-steps", 20],
+}
+
+
+def flags(trained, folder, mode):
+    common = ["--ckpt", trained, "--sample-dir", folder, "--num-fid-samples", 22, "--per-proc-batch-size", 2]
+    return [*RUNS[mode], *common, "--cfg-scale", 2]
+
+
+def outputs(folder):
+    (npz,) = folder.glob("*.npz")
+    record = json.loads(npz.with_suffix(".json").read_text())
+    assert not list(folder.glob("*.chunks")) and not list(folder.rglob("*.tmp"))
+    return npz.read_bytes(), record
+
+
+@pytest.mark.parametrize("mode", RUNS)
+def test_one_process_two_and_killed_ones_make_the_same_npz(trained, tmp_path, capsys, mode):
+    result = call(capsys, "sample_ddp", *flags(trained, tmp_path / "one", mode))
+    assert result.code == 0, result.err
+    one, record = outputs(tmp_path / "one")
+
+    done = launch("sample_ddp", *flags(trained, tmp_path / "two", mode), processes=2)
+    assert done.code == 0, done.err
+    assert outputs(tmp_path / "two")[0] == one
+
+    rng = random.Random(mode)
+    for attempt in range(3):  # killed at a random chunk, with and without torchrun
+        processes = 1 + attempt % 2
+        argv = [*flags(trained, tmp_path / "killed", mode), "--no-png"]
+        stop_at = rng.randint(2 + 2 * attempt, 4 + 2 * attempt)
+        victim = subprocess.Popen(
+            command("sample_ddp", *argv, processes=processes),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=ENV,
+            start_new_session=True,
+        )
+        while victim.poll() is None and len(list((tmp_path / "killed").glob("*.chunks/*.npz"))) < stop_at:
+            time.sleep(0.002)
+        assert victim.poll() is None, "it was to be killed before it had finished"
+        os.killpg(victim.pid, signal.SIGKILL)
+        victim.wait()
+    left = len(list((tmp_path / "killed").glob("*.chunks/*.npz")))
+    result = call(capsys, "sample_ddp", *argv)
+    assert result.code == 0, result.err
+    killed, killed_record = outputs(tmp_path / "killed")
+    assert killed == one and 0 < killed_record["made_in_this_run"] == 22 - 2 * left < 22
+    assert record["network_calls_per_sample"] == killed_record["network_calls_per_sample"]
+
+
+def test_the_npz_is_whole_and_described(trained, tmp_path, capsys):
+    argv = [*flags(trained, tmp_path, "heun"), "--class-labels", 3, 1, 4]
+    assert call(capsys, "sample_ddp", *argv).code == 0
+    (npz,) = tmp_path.glob("*.npz")
+    with np.load(npz, allow_pickle=False) as file:
+        images = file["arr_0"]
+        assert file.files == ["arr_0"] and images.shape == (22, SIZE, SIZE, 3) and images.dtype == np.uint8
+    pictures = sorted(tmp_path.glob("*/*.png"))
+    assert len(pictures) == 22 and (np.asarray(Image.open(pictures[7])) == images[7]).all()
+    record = json.loads(npz.with_suffix(".json").read_text())
+    assert record["checkpoints"]["model"]["sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
+    assert record["network_calls_per_sample"] == 22 and record["solver_steps_per_sample"] == 11
+    assert record["settings"]["class_labels"] == [3, 1, 4] and record["settings"]["cfg_scale"] == 2
+    assert record["settings"]["global_seed"] == 0 and record["settings"]["precision"] == "fp32"
+    assert record["recipe"]["prediction"] == "velocity" and record["recipe"]["vae"] == "none"
+    assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert record["wall_seconds"] > 0 and record["images_per_second"] > 0 and record["device"]
+    again = call(capsys, "sample_ddp", *argv)
+    assert again.code == 0 and "was complete already" in again.out
+    other = call(capsys, "sample_ddp", *argv, "--global-seed", 1)  # another run, beside it
+    assert other.code == 0 and len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_sample_i_does_not_depend_on_how_many_there_are(trained, tmp_path, capsys):
+    argv = flags(trained, tmp_path, "sde")
+    for count in (4, 6):
+        argv[argv.index("--num-fid-samples") + 1] = count
+        assert call(capsys, "sample_ddp", *argv).code == 0
+    few, many = sorted((np.load(npz)["arr_0"] for npz in tmp_path.glob("*.npz")), key=len)
+    assert (many[:4] == few).all()
+
+
+def test_label_rules():
+    def labels(count, *more):
+        args = make_parser().parse_args(["ODE", *more])
+        return [label_of(args, 10, i) for i in range(count)]
+
+    assert labels(7, "--class-labels", "5", "2") == [5, 2, 5, 2, 5, 2, 5]
+    balanced = labels(1000, "--labels", "balanced")
+    assert np.bincount(balanced).tolist() == [100] * 10
+    assert sorted(balanced[:10]) == list(range(10)) and balanced[:10] != balanced[10:20]
+    drawn = np.bincount(labels(1000))
+    assert drawn.min() > 60 and drawn.max() < 140 and len(set(drawn)) > 1
+    assert labels(20) == labels(20) != labels(20, "--global-seed", "1")
+
+
+def test_memory_does_not_grow_with_steps(trained, tmp_path):
+    """Peak memory of the whole process, a long SDE beside a short one."""
+    script = (
+        "import resource, sys, sample_ddp; "
+        "sample_ddp.main(sample_ddp.make_parser().parse_args(sys.argv[1:])); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for steps in (10, 250):
+        argv = ["SDE", "--ckpt", trained, "--sample-dir", tmp_path, "--num-fid-samples", 256, "--per-proc-batch-size", 256]
+        argv += ["--num-sampling-steps", steps, "--no-png"]
+        done = subprocess.run(["python", "-c", script, *map(str, argv)], capture_output=True, text=True, env=ENV, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_presets_fill_what_was_not_typed():
+    from presets import PRESETS, apply_preset
+
+    args = make_parser().parse_args(["SDE", "--preset", "XL-2-7m-cfg", "--num-fid-samples", "10"])
+    assert apply_preset(args) == 2.06
+    assert (args.cfg_scale, args.num_sampling_steps, args.last_step_size, args.num_fid_samples) == (1.5, 250, 0.04, 10)
+    args = make_parser().parse_args(["ODE", "--preset", "B-2-400k", "--cfg-scale", "4"])
+    assert apply_preset(args) == 34.84
+    assert (args.model, args.sampling_method, args.num_sampling_steps, args.cfg_scale) == ("SiT-B/2", "heun", 126, 4.0)
+    assert {preset.model for preset in PRESETS.values()} == {"SiT-S/2", "SiT-B/2", "SiT-L/2", "SiT-XL/2"}
+
+
+def scores(folder):
+    (file,) = folder.glob("*.csv")
+    with open(file) as rows:
+        return list(csv.DictReader(rows)), json.loads(file.with_suffix(".json").read_text())
+
+
+def test_likelihood_of_a_data_set(trained, tmp_path, capsys):
+    argv = ["ODE", "--likelihood", "--data-path", "builtin:digits", "--num-images", 6, "--ckpt", trained]
+    argv += ["--dequantize", "uniform", "--num-probes", 2, "--per-proc-batch-size", 2]
+    result = call(capsys, "sample_ddp", *argv, "--sample-dir", tmp_path / "one")
+    assert result.code == 0, result.err
+    rows, record = scores(tmp_path / "one")
+    bits = np.array([float(row["bits_per_dim"]) for row in rows])
+    nats = np.array([float(row["nats"]) for row in rows])
+    assert [row["label"] for row in rows] == ["0", "1", "3", "5", "6", "8"]
+    assert np.allclose(nats, -bits * 3 * SIZE * SIZE * math.log(2))
+    assert record["bits_per_dim"] == pytest.approx(bits.mean())
+    assert record["bits_per_dim_standard_error"] == pytest.approx(bits.std(ddof=1) / math.sqrt(6))
+    done = launch("sample_ddp", *argv, "--sample-dir", tmp_path / "two", processes=2)
+    assert done.code == 0, done.err
+    assert scores(tmp_path / "two")[0] == rows
