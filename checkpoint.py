@@ -6,7 +6,6 @@ needed to rebuild the model and to sample from it. Files without a recipe are de
 
 import argparse
 import math
-import os
 import pickle
 import warnings
 import zipfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from atomic import write_atomically
 from errors import UsageError, UserError
 from models import SIT_CONFIGS, SiT
 
@@ -57,18 +57,19 @@ class Recipe:
 
 
 def save_checkpoint(content, path):
-    """Write content to path so that path always holds a whole file: temporary name, flush, rename."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write content to path so that path always holds a whole file."""
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def check_sums(path):
+    """Read a checkpoint against its own checksums (the CRC-32 of each tensor). Raises UserError naming the file."""
     try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(f"--ckpt {path}: a damaged checkpoint ({error})") from error
+    if damaged:
+        raise UserError(f"--ckpt {path}: a damaged checkpoint ({damaged} does not match its checksum)")
 
 
 def load_checkpoint(path):
@@ -77,6 +78,8 @@ def load_checkpoint(path):
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is no such file"
         raise UserError(f"--ckpt {path}: {found}")
+    if zipfile.is_zipfile(path):
+        check_sums(path)
     try:
         # Published checkpoints carry their args as a Namespace.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():

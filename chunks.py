@@ -1,32 +1,12 @@
 """Work cut into chunks by index, kept on disk so that it survives being killed and does not depend on who did it."""
 
-import json
-import os
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from atomic import write_atomically
 from errors import UserError
-
-
-def write_atomically(path, write, mode="wb"):
-    """write(file) under a temporary name, flush, rename: path holds a whole file or none."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode) as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_json(path, values):
-    write_atomically(path, lambda file: file.write(json.dumps(values, indent=2) + "\n"), "w")
 
 
 class ChunkStore:

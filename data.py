@@ -5,6 +5,7 @@ training step, so that any worker or process may read any image.
 """
 
 import gzip
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
@@ -191,18 +192,22 @@ class StepSampler(Sampler):
         self.steps = range(start_step, end_step)
         share = global_batch_size // world_size
         self.own = range(rank * share, (rank + 1) * share)
-        self._epoch, self._order = None, None
+        self.order = lru_cache(maxsize=3)(self._order)  # the loader runs ahead of the step, into the next epoch
+
+    def _order(self, epoch):
+        return torch.randperm(self.length, generator=generator("cpu", self.seed, "order", epoch))
 
     def _index(self, position):
         epoch, offset = divmod(position, self.length)
-        if epoch != self._epoch:
-            self._order = torch.randperm(self.length, generator=generator("cpu", self.seed, "order", epoch))
-            self._epoch = epoch
-        return int(self._order[offset])
+        return int(self.order(epoch)[offset])
+
+    def indices_of(self, step):
+        """This process's images at a step, counted from 1 as the log counts."""
+        return [self._index((step - 1) * self.batch + i) for i in self.own]
 
     def __iter__(self):
-        for step in self.steps:
-            yield [self._index(step * self.batch + i) for i in self.own]
+        for done in self.steps:
+            yield self.indices_of(done + 1)
 
     def __len__(self):
         return len(self.steps)

@@ -144,8 +144,7 @@ def load_inception(weights=None, device="cpu"):
         else:
             state = torch.load(weights, map_location="cpu", weights_only=True)
         # torch-fidelity would run whatever code a file holds: it gets a copy of what loads without running any.
-        copy = io.BytesIO()
-        torch.save(state, copy)
+        torch.save(state, copy := io.BytesIO())
         copy.seek(0)
         settings = dict(feature_extractor_weights_path=copy, cuda=False, verbose=False)
         network = create_feature_extractor("inception-v3-compat", ["2048", "logits_unbiased"], **settings)
@@ -216,10 +215,10 @@ def measure_reference(opened, measure):
     features = measure(images, limit=MANIFOLD_IMAGES if fields else None)
     if features is None:
         return None
-    manifold = features.pool[:MANIFOLD_IMAGES].numpy()
-    if fields:
-        return Reference(**fields, features=manifold)
-    return Reference(*statistics(features.pool), *statistics(features.spatial), manifold, len(features.pool))
+    if not fields:
+        found = *statistics(features.pool), *statistics(features.spatial)
+        fields = dict(zip(STATISTICS, found), count=len(features.pool))
+    return Reference(**fields, features=features.pool[:MANIFOLD_IMAGES].numpy())
 
 
 def make_parser():

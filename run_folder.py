@@ -1,17 +1,22 @@
 """A training run on disk: log.txt, metrics.csv, loss.png, checkpoints/ and samples/."""
 
 import csv
+import json
 import logging
 import os
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import matplotlib
 from tqdm import tqdm
 
+from atomic import write_atomically, write_json
+from checkpoint import load_checkpoint
 from errors import UserError
 from train_utils import writable_folder
+from training import IDENTITY
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -42,6 +47,53 @@ class RunFolder:
         results = writable_folder(results_dir, "--results-dir")
         numbers = [int(match[1]) for entry in results.iterdir() if (match := re.match(r"(\d{3,})-", entry.name))]
         return cls(results / f"{max(numbers, default=-1) + 1:03d}-{name}")
+
+    @classmethod
+    def find(cls, results_dir, name):
+        """Existing runs of that name, the newest first."""
+        folders = [path for path in Path(results_dir).glob(f"*-{name}") if re.fullmatch(r"\d{3,}", path.name.split("-")[0])]
+        return [cls(path) for path in sorted(folders, key=lambda path: int(path.name.split("-")[0]), reverse=True)]
+
+    def write_flags(self, args):
+        """Record what the run is, before its first checkpoint."""
+        write_json(self.path / "flags.json", {key: getattr(args, key) for key in IDENTITY})
+
+    def flags(self):
+        """The recorded flags, or None for a folder that has none (a run that was killed before it began)."""
+        try:
+            return json.loads((self.path / "flags.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    def newest_checkpoint(self, warn):
+        """(path, content) of the newest whole checkpoint, or (None, None); each damaged one is named and passed over."""
+        for path in sorted(self.checkpoints.glob("*.pt"), reverse=True):
+            try:
+                return path, load_checkpoint(path)
+            except UserError as error:
+                warn(f"WARNING: skipped a damaged checkpoint: {error}")
+        return None, None
+
+    def prune(self, keep_last, keep_every):
+        """Remove all checkpoints but the last keep_last and those at multiples of keep_every; None keeps all."""
+        if keep_last is None:
+            return
+        for path in sorted(self.checkpoints.glob("*.pt"))[:-keep_last]:
+            if not keep_every or int(path.stem) % keep_every:
+                path.unlink(missing_ok=True)
+
+    def rewind(self, step):
+        """Forget metrics after step: the run is about to make them again."""
+        file = self.path / "metrics.csv"
+        if file.exists():
+            header, *rows = file.read_text().splitlines()
+            kept = [row for row in rows if int(row.split(",")[0]) <= step]
+            write_atomically(file, lambda out: out.write("\n".join([header, *kept]) + "\n"), "w")
+
+    def append(self, line):
+        """A last line in log.txt, from any process."""
+        with open(self.path / "log.txt", "a") as log:
+            log.write(f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {line}\n")
 
     def logger(self):
         """Logs to log.txt and above the progress bar."""
@@ -103,8 +155,6 @@ class RunFolder:
                 sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))
             ]
             axes.plot(steps, smooth, color="tab:blue", label=f"running mean of {window + 1}")
-        low, high = min(losses), sorted(losses)[int(0.98 * (len(losses) - 1))]
-        axes.set_ylim(low - 0.05 * (high - low + 1e-6), high + 0.15 * (high - low + 1e-6))
         axes.set(xlabel="step", ylabel="training loss", title=self.path.name)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)

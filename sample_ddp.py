@@ -24,7 +24,8 @@ from PIL import Image
 from tqdm import tqdm
 
 import distributed
-from chunks import ChunkStore, write_atomically, write_json, write_npz
+from atomic import write_atomically, write_json
+from chunks import ChunkStore, write_npz
 from data import LabelledImages, spread
 from errors import UsageError
 from likelihood import log_likelihood

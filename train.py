@@ -7,27 +7,23 @@ All randomness of a step is a function of (--global-seed, step), drawn for the w
 takes its share: the number of processes changes nothing but rounding, and continuing is exact.
 """
 
+import contextlib
 import math
-import signal
-import time
 from copy import deepcopy
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
-from torchvision.utils import make_grid, save_image
-from tqdm import tqdm
 
 import distributed
 from autoencoder import load_autoencoder
-from checkpoint import Recipe, load_checkpoint, load_weights, recipe_of, save_checkpoint, weights_of
+from checkpoint import Recipe, load_checkpoint, load_weights, recipe_of, weights_of
 from data import DIGITS, StepSampler, open_dataset, to_pixels
 from download import locate
-from errors import UsageError
+from errors import UsageError, UserError
 from models import SIT_CONFIGS
+from monitor import Monitor
 from run_folder import RunFolder
-from sampling import GuidedModel
-from streams import SampleStreams
 from train_utils import (
     TRANSPORT_KEYS,
     Parser,
@@ -42,16 +38,20 @@ from train_utils import (
     set_precision,
     transport_from,
 )
-from training import Draws, check_identity, draw_step, learning_rate, update_ema
-from transport import Sampler
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-def ignore_stop_signals(worker_id):
-    """In a data loading process: Ctrl-C reaches it too, but the training process decides when the end is."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+from training import (
+    DataGuard,
+    Draws,
+    NumberGuard,
+    Stop,
+    Tolerant,
+    check_data,
+    differences,
+    draw_step,
+    ignore_stop_signals,
+    learning_rate,
+    refuse_differences,
+    update_ema,
+)
 
 
 def make_parser():
@@ -74,37 +74,55 @@ def make_parser():
     group.add_argument("--warmup-steps", type=int, default=0, help="steps of linear warm-up")
     group.add_argument("--grad-clip", type=non_negative, default=0.0, help="largest gradient norm; 0 is no clipping")
     group.add_argument("--ema-decay", type=fraction, default=0.9999, help="of the weights' moving average")
+    group.add_argument("--skip-nonfinite", type=int, default=0, help="steps with bad numbers to pass over before giving up")
+    group = parser.add_argument_group("speed and memory")
     parse_precision_args(group)
+    group.add_argument("--compile", action="store_true", help="torch.compile the network")
+    group.add_argument("--grad-checkpointing", action="store_true", help="recompute activations: less memory, more time")
+    group.add_argument("--grad-accum-steps", type=positive_int, default=1, help="parts in which a process does its batch")
+    group.add_argument("--num-workers", type=int, default=4, help="data loading processes for each training process")
     group = parser.add_argument_group("running")
     group.add_argument("--results-dir", default="results", help="where run folders go")
-    group.add_argument("--ckpt", help="continue from this checkpoint")
-    group.add_argument("--num-workers", type=int, default=4, help="data loading processes for each training process")
+    group.add_argument("--ckpt", help="continue from this checkpoint, in a new run folder")
+    group.add_argument("--resume", action="store_true", help="continue the newest run of these flags, or start it")
     group.add_argument("--log-every", type=positive_int, default=100, help="steps between log lines")
     group.add_argument("--ckpt-every", type=positive_int, default=50_000, help="steps between checkpoints")
+    group.add_argument("--keep-last", type=positive_int, help="checkpoints to keep (all)")
+    group.add_argument("--keep-every", type=positive_int, help="keep those at multiples of this too")
     group.add_argument("--sample-every", type=positive_int, default=10_000, help="steps between sample pictures")
     group.add_argument("--cfg-scale", type=non_negative, default=4.0, help="guidance of those pictures; 1 is none")
     group.add_argument("--wandb", action="store_true", help="log to Weights & Biases (reads WANDB_KEY, ENTITY, PROJECT)")
+    group = parser.add_argument_group("evaluation while training", "of EMA samples, drawn by dopri5 without guidance")
+    group.add_argument("--eval-every", type=positive_int, help="steps between evaluations (never)")
+    group.add_argument("--eval-samples", type=positive_int, default=5_000, help="samples for each")
+    group.add_argument("--eval-ref", help="reference: .npz of images or statistics, or a folder of images")
+    group.add_argument("--inception-weights", help="file, for machines without network")
     parse_transport_args(parser)
     return parser
 
 
-def main(args):
-    world = distributed.setup()
-    device = world.device
-    precision = set_precision(args.precision, device)
-    if args.global_batch_size % world.size:
-        raise UsageError(f"--global-batch-size {args.global_batch_size} does not divide by {world.size} processes")
-    batch = args.global_batch_size // world.size
-    own = slice(world.rank * batch, (world.rank + 1) * batch)
+def find_start(args, name, world, warn):
+    """(run folder or None for a new one, checkpoint path or None, its content or None) to begin from.
 
-    # What is trained: data, autoencoder, transport, model.
-    transport = transport_from(args)
-    dataset = open_dataset(args.data_path, args.image_size)
-    if len(dataset.classes) != args.num_classes:
-        raise UsageError(f"--num-classes {args.num_classes}: {args.data_path} has {len(dataset.classes)} classes")
-    mirrors = dataset.mirrors and not args.no_flip
-    autoencoder = load_autoencoder(args.vae).to(device)
-    shape = latent_shape(args.image_size, autoencoder, SIT_CONFIGS[args.model]["patch_size"])
+    Raises UsageError, naming each difference, rather than starting anew beside a run that other flags left unfinished.
+    """
+    if args.ckpt:
+        path = locate(args.ckpt)
+        content = load_checkpoint(path)
+        refuse_differences(args, content.get("args") or {}, f"--ckpt {path}")
+        return None, path, content
+    runs = RunFolder.find(args.results_dir, name) if args.resume else []
+    for folder in runs:
+        if (flags := folder.flags()) is not None and not differences(args, flags):
+            return folder, *folder.newest_checkpoint(warn)
+    for folder in runs:
+        if (flags := folder.flags()) is not None:
+            refuse_differences(args, flags, f"--resume: the run {folder.path}")
+    return None, None, None
+
+
+def make_recipe(args, dataset, autoencoder, shape):
+    """What the checkpoint will say of itself."""
     model_args = {
         **SIT_CONFIGS[args.model],
         "input_size": shape[1],
@@ -112,167 +130,181 @@ def main(args):
         "mlp_ratio": 4.0,
         "class_dropout_prob": args.class_dropout_prob,
         "num_classes": args.num_classes,
-        "learn_sigma": False,
+        "learn_sigma": False,  # published weights have it and never use it
     }
-    recipe = Recipe(
-        model=args.model,
-        model_args=model_args,
-        image_size=args.image_size,
-        vae=args.vae,
-        vae_hash=autoencoder.config_hash,
-        classes=list(dataset.classes),
-        **{key: getattr(args, key) for key in TRANSPORT_KEYS},
-    )
+    transport = {key: getattr(args, key) for key in TRANSPORT_KEYS}
+    vae = dict(vae=args.vae, vae_hash=autoencoder.config_hash)
+    return Recipe(args.model, model_args, args.image_size, **vae, classes=list(dataset.classes), **transport)
 
-    # Where it starts: fresh, or from a checkpoint.
-    content, start_step = None, 0
-    if args.ckpt:
-        path = locate(args.ckpt)
+
+def check_flags(args, world):
+    """What one flag cannot know of another."""
+    parts = world.size * args.grad_accum_steps
+    if args.global_batch_size % parts:
+        by = f"{world.size} processes" + (f" x {args.grad_accum_steps} parts" if args.grad_accum_steps > 1 else "")
+        raise UsageError(f"--global-batch-size {args.global_batch_size} does not divide by {by}")
+    if args.ckpt and args.resume:
+        raise UsageError("--ckpt and --resume: give one of them")
+    if args.keep_every and not args.keep_last:
+        raise UsageError("--keep-every goes with --keep-last")
+    for flag in ("eval_ref", "eval_samples", "inception_weights"):
+        if flag in args.given and not args.eval_every:
+            raise UsageError(f"--{flag.replace('_', '-')} goes with --eval-every")
+    if args.eval_every and not args.eval_ref:
+        raise UsageError("--eval-every needs a reference: give --eval-ref")
+
+
+def main(args):
+    world = distributed.setup()
+    device = world.device
+    precision = set_precision(args.precision, device)
+    check_flags(args, world)
+
+    # What is trained: data, autoencoder, transport, model.
+    transport = transport_from(args)
+    dataset = open_dataset(args.data_path, args.image_size)
+    if len(dataset.classes) != args.num_classes:
+        raise UsageError(f"--num-classes {args.num_classes}: {args.data_path} has {len(dataset.classes)} classes")
+    autoencoder = load_autoencoder(args.vae).to(device)
+    shape = latent_shape(args.image_size, autoencoder, SIT_CONFIGS[args.model]["patch_size"])
+    recipe = make_recipe(args, dataset, autoencoder, shape)
+    total_steps = max(1, args.epochs * len(dataset) // args.global_batch_size)
+    total_steps = min(total_steps, args.max_steps or total_steps)
+
+    # Where it starts: fresh, or from a checkpoint that the main process chose.
+    name = f"{args.model.replace('/', '-')}-{args.path_type}-{args.prediction}-{args.loss_weight}"
+    warnings, content = [], None
+    if world.is_main:
+        folder, path, content = find_start(args, name, world, warnings.append)
+        folder = folder or RunFolder.new(args.results_dir, name)
+    folder, path = world.broadcast((folder, path) if world.is_main else None)
+    if path and not world.is_main:
         content = load_checkpoint(path)
+    monitor = Monitor(args, world, folder, recipe, transport, autoencoder, shape)
+    for line in warnings:
+        monitor.log(line)
+    with monitor:
+        return train(args, world, monitor, dataset, total_steps, precision, path, content)
+
+
+def train(args, world, monitor, dataset, total_steps, precision, path, content):
+    """Build the model, continue from content if there is any, and run to total_steps; returns the exit code."""
+    device, recipe, transport, autoencoder = world.device, monitor.recipe, monitor.transport, monitor.autoencoder
+    stop, start_step = Stop(), 0
+    if content:
         weights = weights_of(content, path)
-        check_identity(args, content, path)
-        found = recipe_of(content, weights, path, args.model).model_args
-        recipe.model_args = {**model_args, "learn_sigma": found["learn_sigma"]}
+        found = recipe_of(content, weights, path, args.model)
+        check_data(dataset, found, content.get("num_images"), path)
+        recipe.model_args["learn_sigma"] = found.model_args["learn_sigma"]
     torch.manual_seed(args.global_seed)  # the same initial weights on every process
     model = recipe.build().to(device)
     ema = deepcopy(model).requires_grad_(False).eval()
+    model.grad_checkpointing = args.grad_checkpointing
     trained = [p for p in model.parameters() if p.requires_grad]
     averaged = [e for e, p in zip(ema.parameters(), model.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.0, fused=device.type == "cuda")
-    if content is not None:
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+    if content:
         load_weights(ema, weights, path)
         load_weights(model, content.get("model", weights), path)
         if "opt" in content:
             optimizer.load_state_dict(content["opt"])
             states = list(content["opt"]["state"].values())
-            start_step = content.get("step", int(states[0]["step"]) if states else 0)
+            start_step = content.get("step", int(states[0]["step"]) if states else 0)  # published ones do not say it
         del content, weights
+    monitor.begin(trained, dataset, precision, start_step, total_steps, path)
+    if start_step >= total_steps:
+        monitor.log(f"Step {start_step:,} of {total_steps:,}: this run is complete, there is nothing to do")
+        distributed.cleanup()
+        return 0
 
-    total_steps = max(1, args.epochs * len(dataset) // args.global_batch_size)
-    total_steps = min(total_steps, args.max_steps or total_steps)
-    if world.is_main:
-        name = f"{args.model.replace('/', '-')}-{args.path_type}-{args.prediction}-{args.loss_weight}"
-        folder = RunFolder.new(args.results_dir, name)
-        logger = folder.logger()
-        logger.info(f"Run folder {folder.path}")
-        logger.info(f"{args.model}: {sum(p.numel() for p in trained):,} trained parameters, latents {shape}, {precision}")
-        logger.info(f"{len(dataset):,} images in {args.num_classes} classes from {args.data_path}")
-        logger.info(f"{world.size} process(es) on {device.type}, {batch} images each; steps {start_step:,} to {total_steps:,}")
-        wandb_run = folder.start_wandb(args) if args.wandb else None
-
+    batch = args.global_batch_size // world.size
+    micro = batch // args.grad_accum_steps
+    forward = torch.compile(model) if args.compile else model
     if world.distributed:
-        forward = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-    else:
-        forward = model
+        device_ids = [device.index] if device.type == "cuda" else None
+        forward = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
+    steps = StepSampler(len(dataset), args.global_batch_size, args.global_seed, start_step, total_steps, world.rank, world.size)
     loader = DataLoader(
-        dataset,
-        batch_sampler=StepSampler(
-            len(dataset), args.global_batch_size, args.global_seed, start_step, total_steps, world.rank, world.size
-        ),
+        Tolerant(dataset),
+        batch_sampler=steps,
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_stop_signals,
+        prefetch_factor=4 if args.num_workers else None,
     )
+    t0, t1 = transport.train_interval
+    mirrors = dataset.mirrors and not args.no_flip
+    numbers = NumberGuard(optimizer, args.skip_nonfinite, device)
+    images_guard = DataGuard(dataset, monitor.warn)
 
     def save(step):
-        content = {
-            "model": model.state_dict(),
-            "ema": ema.state_dict(),
-            "opt": optimizer.state_dict(),
-            "args": {key: value for key, value in vars(args).items() if key != "given"},
-            "step": step,
-            "recipe": recipe.to_dict(),
-        }
-        save_checkpoint(content, folder.checkpoint_path(step))
-        logger.info(f"Saved {folder.checkpoint_path(step)}")
-
-    @torch.no_grad()
-    def draw_samples(step):
-        """A picture of the EMA's samples: the same noise and classes each time."""
-        guided = args.cfg_scale if recipe.null_class is not None else 1.0
-        network = GuidedModel(ema, guided, recipe.null_class)
-        z = SampleStreams(args.global_seed, range(16)).randn(shape, device)
-        y = torch.arange(16, device=device) % args.num_classes
-        latents = Sampler(transport).sample_ode()(z, network, y=y)[-1]
-        picture = make_grid(autoencoder.decode(latents).clamp(-1, 1), nrow=4, normalize=True, value_range=(-1, 1))
-        file = folder.samples / f"{step:07d}.png"
-        save_image(picture, file)
-        logger.info(f"Sampled {file} ({network.calls} network calls)")
-        if wandb_run:
-            import wandb
-
-            wandb_run.log({"samples": wandb.Image(str(file))}, step=step)
-
-    # A signal asks for an end; the ranks agree on it after each step. A second Ctrl-C does not wait.
-    asked = []
-
-    def on_signal(received, frame):
-        if received == signal.SIGINT and asked:
-            raise KeyboardInterrupt
-        asked.append(received)
-
-    for number in STOP_SIGNALS:
-        signal.signal(number, on_signal)
+        numbers.check(world, steps.indices_of, monitor.log)
+        return world.broadcast(
+            monitor.save(
+                step,
+                {
+                    "model": model.state_dict(),
+                    "ema": ema.state_dict(),
+                    "opt": optimizer.state_dict(),
+                    "args": {key: value for key, value in vars(args).items() if key != "given"},
+                    "step": step,
+                    "num_images": len(dataset),
+                    "recipe": recipe.to_dict(),
+                },
+            )
+            if world.is_main
+            else None
+        )
 
     model.train()
-    running = torch.zeros(2, device=device)  # sums of the loss and of the gradient norm since the last log line
-    logged_step, logged_time = start_step, time.time()
     step = start_step
-    progress = tqdm(total=total_steps, initial=start_step, disable=None if world.is_main else True, unit="step")
-    for step, (images, labels) in enumerate(loader, start=start_step + 1):
-        draws = draw_step(args.global_seed, step, args.global_batch_size, shape, device)
-        draws = Draws(*(values[own] for values in draws))
-        pixels = to_pixels(images.to(device, non_blocking=True), draws.flip & mirrors)
-        x1 = autoencoder.latents(*autoencoder.moments(pixels), draws.posterior)
-        y = labels.to(device, non_blocking=True)
-        t0, t1 = transport.train_interval
-        model_kwargs = dict(y=y, force_drop_ids=draws.drop < args.class_dropout_prob)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            losses = transport.training_losses(forward, x1, model_kwargs, x0=draws.noise, t=t0 + (t1 - t0) * draws.time)
-        loss = losses["loss"].mean()
+    batches = iter(loader)
+    while step < total_steps and not (received := world.max(stop.received)):
+        step += 1
+        monitor.waiting()
+        images, labels, read = next(batches)
+        monitor.working()
+        images_guard.check(steps.indices_of(step), read)
+        draws = draw_step(args.global_seed, step, args.global_batch_size, monitor.latent_shape, device)
+        draws = Draws(*(values[world.rank * batch : (world.rank + 1) * batch] for values in draws))
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        loss = torch.zeros((), device=device)
         optimizer.zero_grad()
-        loss.backward()
+        for first in range(0, batch, micro):
+            part = slice(first, first + micro)
+            pixels = to_pixels(images[part], draws.flip[part] & mirrors)
+            x1 = autoencoder.latents(*autoencoder.moments(pixels), draws.posterior[part])
+            time_kwargs = dict(x0=draws.noise[part], t=t0 + (t1 - t0) * draws.time[part])
+            model_kwargs = dict(y=labels[part], force_drop_ids=draws.drop[part] < args.class_dropout_prob)
+            alone = world.distributed and first + micro < batch  # gradients meet once a step, after the last part
+            with forward.no_sync() if alone else contextlib.nullcontext():
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                    losses = transport.training_losses(forward, x1, model_kwargs, **time_kwargs)
+                part_loss = losses["loss"].mean() / args.grad_accum_steps
+                part_loss.backward()
+            loss += part_loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
-        lr = learning_rate(step - 1, args, total_steps)
+        good = numbers.watch(step, loss, norm)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(step - 1, args, total_steps)
         optimizer.step()
         update_ema(averaged, trained, args.ema_decay)
-        running += torch.stack([loss.detach(), norm])
-        progress.update()
+        monitor.add(loss, norm, good)
 
-        received = world.max(asked[0] if asked else 0)
-        last = step == total_steps or received
-        if step % args.log_every == 0 or last:
-            mean_loss, mean_norm = (world.sum(running) / world.size / (step - logged_step)).tolist()
-            steps_per_second = (step - logged_step) / (time.time() - logged_time)
-            images_per_second = steps_per_second * args.global_batch_size
-            if world.is_main:
-                logger.info(
-                    f"(step={step:07d}) Train Loss: {mean_loss:.4f}, Train Steps/Sec: {steps_per_second:.2f}, "
-                    f"Images/Sec: {images_per_second:.1f}, Grad Norm: {mean_norm:.3f}, LR: {lr:.2e}, "
-                    f"Epoch: {step * args.global_batch_size / len(dataset):.2f}"
-                )
-                progress.set_postfix(loss=f"{mean_loss:.4f}", images_s=f"{images_per_second:.0f}")
-                values = dict(loss=mean_loss, grad_norm=mean_norm, lr=lr, images_per_second=images_per_second)
-                folder.add_metrics(step=step, **values)
-                if wandb_run:
-                    wandb_run.log(values, step=step)
-            running.zero_()
-            logged_step, logged_time = step, time.time()
-        if world.is_main and (step % args.ckpt_every == 0 or last):
+        if step % args.log_every == 0 or step == total_steps:
+            numbers.check(world, steps.indices_of, monitor.log)
+            monitor.report(step, group["lr"])
+        if step % args.ckpt_every == 0 and step < total_steps:
             save(step)
-            folder.plot_loss()
-        if world.is_main and step % args.sample_every == 0:
-            draw_samples(step)
-        if received:
-            break
-    progress.close()
-    if world.is_main:
-        logger.info(f"Stopped by signal {received} at step {step:,}" if received else f"Done at step {step:,}")
-        if wandb_run:
-            wandb_run.finish()
+        if step % args.sample_every == 0 and world.is_main:
+            monitor.draw_samples(ema, step)
+        if args.eval_every and step % args.eval_every == 0:
+            monitor.evaluate(ema, step)
+    saved = save(step)
+    monitor.finish(f"Stopped by signal {received} at step {step:,}" if received else f"Done at step {step:,}")
     distributed.cleanup()
+    if not saved:
+        raise UserError(f"the last checkpoint, of step {step}, could not be written: see {monitor.folder.path}/log.txt")
     return 128 + received if received else 0
 
 

@@ -1,15 +1,17 @@
-"""The parts of a training step that are functions of its number, and what makes two runs the same."""
+"""The parts of a training run that are functions of the step's number, and its guards against bad numbers and bad data."""
 
 import math
+import signal
 from collections import namedtuple
 
 import torch
+from torch.utils.data import Dataset
 
-from errors import UsageError
+from errors import UsageError, UserError
 from streams import generator
 from train_utils import TRANSPORT_KEYS
 
-# Flags that make the run what it is: a checkpoint is continued only with the same.
+# Flags that make the run what it is: it is continued only with the same.
 IDENTITY = (
     "model",
     "image_size",
@@ -32,7 +34,8 @@ Draws = namedtuple("Draws", "flip posterior noise time drop")
 
 def draw_step(seed, step, batch, shape, device):
     """All random numbers of a step, for the whole global batch: uniform flip, time and drop (batch,), normal posterior
-    and noise (batch, *shape)."""
+    and noise (batch, *shape). Each process draws them all and takes its share: cheap beside the network, and the
+    number of processes changes nothing."""
     g = generator(device, seed, "step", step)
     uniform = lambda: torch.rand(batch, generator=g, device=device)  # noqa: E731
     normal = lambda: torch.randn((batch, *shape), generator=g, device=device)  # noqa: E731
@@ -55,11 +58,122 @@ def update_ema(ema_params, params, decay):
     torch._foreach_lerp_(ema_params, params, 1 - decay)
 
 
-def check_identity(args, content, path):
-    """Refuse to continue a run under other flags, naming each difference."""
-    saved = content.get("args") or {}
+def differences(args, saved):
+    """What in saved flags (a dict or Namespace) contradicts args, in words; empty if the run is the same."""
     saved = saved if isinstance(saved, dict) else vars(saved)
-    different = [key for key in IDENTITY if key in saved and saved[key] != getattr(args, key)]
+    changed = [key for key in IDENTITY if key in saved and saved[key] != getattr(args, key)]
+    return ", ".join(f"--{key.replace('_', '-')} {saved[key]} (now {getattr(args, key)})" for key in changed)
+
+
+def check_data(dataset, recipe, num_images, path):
+    """Class folders and the number of images must be those of the checkpoint (None: it does not say). Raises UserError."""
+    if num_images not in (None, len(dataset)):
+        raise UserError(f"--data-path: it has {len(dataset):,} images, but {path} was trained on {num_images:,}")
+    if recipe.classes and recipe.classes != dataset.classes:
+        new, old = set(dataset.classes), set(recipe.classes)
+        example = f"{min(old - new)} is missing" if old - new else f"{min(new - old)} is new"
+        raise UserError(f"--data-path: its class folders are not those of {path}: {example}")
+
+
+class Tolerant(Dataset):
+    """A data set whose unreadable images are replaced by the next readable one: (image, label, index that was read)."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        for tried in range(100):
+            read = (index + tried) % len(self)
+            try:
+                return *self.dataset[read], read
+            except UserError:
+                continue
+        raise UserError(f"100 images in a row cannot be read, the first is {self.dataset.name(index)}")
+
+
+class DataGuard:
+    """Warns once of each unreadable image, and stops when more than 1 % of the data are."""
+
+    def __init__(self, dataset, warn):
+        self.dataset, self.warn, self.bad = dataset, warn, set()
+
+    def check(self, asked, read):
+        """asked: indices of the batch; read: those that Tolerant gave instead (N,)."""
+        for index, got in zip(asked, read.tolist()):
+            if got != index and index not in self.bad:
+                self.bad.add(index)
+                self.warn(f"WARNING: skipped unreadable image {self.dataset.name(index)}")
+                if len(self.bad) > 0.01 * len(self.dataset):
+                    raise UserError(
+                        f"{len(self.bad)} of {len(self.dataset)} images cannot be read, more than 1 %; "
+                        f"the last is {self.dataset.name(index)}"
+                    )
+
+
+class NumberGuard:
+    """Keeps steps with a non-finite gradient away from the weights, without waiting for the device.
+
+    The optimizer's fused kernels read found_inf on the device and skip such a step; the host learns of it at the next
+    call of check(). The gradient is the mean over processes, so all of them skip alike; the loss tells whose batch it was.
+    """
+
+    def __init__(self, optimizer, allowed, device):
+        self.optimizer, self.allowed = optimizer, allowed
+        self.state = torch.zeros(3, dtype=torch.int64, device=device)  # bad steps, the latest of them, was our loss bad
+
+    def watch(self, step, loss, norm):
+        """Before optimizer.step(): returns 1.0 where the step is good, else 0.0, on the device."""
+        bad = ~torch.isfinite(norm)
+        self.optimizer.found_inf = bad.float()
+        latest = torch.stack([self.state[0] + 1, torch.full_like(self.state[0], step), (~torch.isfinite(loss)).long()])
+        self.state = torch.where(bad & (self.state[0] <= self.allowed), latest, self.state)
+        return 1.0 - bad.float()
+
+    def check(self, world, indices_of, warn):
+        """Raises UserError naming step, ranks and images once more steps were bad than are allowed; else warns of new ones.
+
+        indices_of(step): this process's images at that step.
+        """
+        count, step, ours = self.state.tolist()
+        if not count or count == getattr(self, "reported", 0):
+            return
+        self.reported = count
+        reports = world.gather((ours, list(indices_of(step)) if ours else []))
+        culprits = [f"rank {rank}, images {indices}" for rank, (bad, indices) in enumerate(reports) if bad]
+        where = "; ".join(culprits) if culprits else "every rank's gradient, though each loss was finite"
+        message = f"non-finite loss or gradient at step {step}: {where}"
+        if count > self.allowed:
+            raise UserError(f"{message}; the weights were not touched, and the newest checkpoint is good")
+        warn(f"WARNING: skipped {message} ({count} of {self.allowed} such steps allowed)")
+
+
+class Stop:
+    """Ends a run at the next step on SIGINT, SIGTERM or SIGUSR1; a second SIGINT ends it at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __init__(self):
+        self.received = 0
+        for number in self.SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number, frame):
+        if number == signal.SIGINT and self.received:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+
+def ignore_stop_signals(worker_id):
+    """In a data loading process: Ctrl-C reaches it too, but the training process decides when the end is."""
+    for number in Stop.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def refuse_differences(args, saved, what):
+    """Raises UsageError naming each flag of saved that args contradict."""
+    different = differences(args, saved)
     if different:
-        each = ", ".join(f"--{key.replace('_', '-')} {saved[key]} (now {getattr(args, key)})" for key in different)
-        raise UsageError(f"--ckpt {path} was made with {each}; continue with the same, or start a new run without --ckpt")
+        raise UsageError(f"{what} was made with {different}; give the same flags, or start anew in another --results-dir")

@@ -5,14 +5,12 @@ import subprocess
 import time
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from checkpoint import load_checkpoint
 from cli import DIGITS, ENV, call, command, launch
 from train import make_parser
-from training import draw_step, learning_rate, update_ema
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
 
@@ -131,30 +129,6 @@ def test_fine_tuning_from_a_bare_state_dict(trained, tmp_path, capsys):
     assert result.code == 0, result.err
     (path,) = tmp_path.glob("*/checkpoints/0000001.pt")
     assert torch.equal(load_checkpoint(path)["model"]["blocks.0.attn.qkv.weight"], torch.load(bare)["blocks.0.attn.qkv.weight"])
-
-
-def test_draws_of_a_step_are_a_function_of_seed_and_step():
-    a, b = (draw_step(0, 7, 8, (4, 2, 2), torch.device("cpu")) for _ in range(2))
-    c = draw_step(0, 8, 8, (4, 2, 2), torch.device("cpu"))
-    for x, y, z in zip(a, b, c):
-        assert torch.equal(x, y) and not torch.equal(x, z)
-    assert a.noise.shape == a.posterior.shape == (8, 4, 2, 2) and not torch.equal(a.noise, a.posterior)
-
-
-@pytest.mark.parametrize("schedule, step, expected", [
-    ("constant", 0, 0.1), ("constant", 9, 1.0), ("constant", 500, 1.0),
-    ("cosine", 10, 1.0), ("cosine", 55, 0.5), ("cosine", 100, 0.0), ("cosine", 4, 0.5),
-])  # fmt: skip
-def test_learning_rate(schedule, step, expected):
-    args = make_parser().parse_args(["--data-path", "x", "--lr", "1", "--warmup-steps", "10", "--lr-schedule", schedule])
-    assert learning_rate(step, args, 100) == pytest.approx(expected, abs=1e-12)
-
-
-def test_ema_is_the_weighted_mean():
-    ema, weights = [torch.zeros(3)], [torch.ones(3)]
-    for _ in range(10):
-        update_ema(ema, weights, 0.9)
-    assert torch.allclose(ema[0], torch.full((3,), 1 - 0.9**10))
 
 
 def test_wandb_offline_needs_no_key(tmp_path):
