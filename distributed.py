@@ -61,15 +61,29 @@ class World:
 
 def setup():
     """Join the job that torchrun started, or be alone; one GPU a process where there are GPUs, else the CPU."""
-    size = int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
         # Small CPU messages (signals, errors) go by gloo, so that they never wait for a GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(minutes=30))
-    return World(int(os.environ.get("RANK", 0)), size, device)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=_fresh_store(), rank=rank, world_size=size, timeout=timedelta(minutes=30))
+    return World(rank, size, device)
+
+
+def _fresh_store():
+    """torchrun's key-value store, without what an attempt before a restart left in it.
+
+    torchrun hands its restarted workers the store of the attempt that failed; a worker that reads a dead peer's
+    address there waits for it for ever. The restart count tells attempts apart, but only within a node: nodes count
+    their own, so several need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 beside --max-restarts.
+    """
+    store, _, _ = next(dist.rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    return dist.PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def cleanup():

@@ -20,7 +20,7 @@ def modulate(h, shift, scale):
 class TimestepEmbedder(nn.Module):
     """Embeds times t (N,) as vectors (N, D): fixed sines and cosines, then a two-layer MLP.
 
-    The features are made in float32 whatever the weights are: bfloat16 cannot tell t = 0.996 from t = 1.
+    The features are made in float32 whatever the weights are: bfloat16 cannot tell t = 0.999 from t = 1.
     """
 
     def __init__(self, hidden_size, num_features=256):

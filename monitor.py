@@ -112,7 +112,7 @@ class Monitor:
             return False
         self.log(f"Saved {path}")
         self.folder.prune(self.args.keep_last, self.args.keep_every)
-        self.folder.plot_loss()
+        self.folder.plot_loss_rarely()
         return True
 
     @torch.no_grad()
@@ -135,6 +135,8 @@ class Monitor:
 
     def finish(self, line):
         self.progress.close()
+        if self.world.is_main:
+            self.folder.plot_loss()
         self.log(line)
         if self.wandb:
             self.wandb.finish()

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)
+        self.plotted = 0.0
 
     @classmethod
     def new(cls, results_dir, name):
@@ -139,11 +141,17 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow(values)
 
+    def plot_loss_rarely(self, seconds=30):
+        """plot_loss, unless that was a moment ago."""
+        if time.time() - self.plotted > seconds:
+            self.plot_loss()
+
     def plot_loss(self):
         """Draw metrics.csv as loss.png: the logged means, and a running mean where there are many."""
         file = self.path / "metrics.csv"
         if not file.exists():
             return
+        self.plotted = time.time()
         with open(file) as rows:
             points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(rows)]
         steps, losses = zip(*points)

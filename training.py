@@ -67,7 +67,7 @@ def differences(args, saved):
 
 def check_data(dataset, recipe, num_images, path):
     """Class folders and the number of images must be those of the checkpoint (None: it does not say). Raises UserError."""
-    if num_images not in (None, len(dataset)):
+    if num_images is not None and num_images != len(dataset):
         raise UserError(f"--data-path: it has {len(dataset):,} images, but {path} was trained on {num_images:,}")
     if recipe.classes and recipe.classes != dataset.classes:
         new, old = set(dataset.classes), set(recipe.classes)

@@ -13,7 +13,7 @@ FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams",
 def bounds(a, b, edges, like):
     """Smallest and largest time at which the drift may be asked between a and b: just inside an end that is an edge, so
     that each side of a jump sees its own drift. Scalars of like's dtype and device."""
-    low, high = torch.tensor(min(a, b)).to(like), torch.tensor(max(a, b)).to(like)
+    low, high = like.new_tensor(min(a, b)), like.new_tensor(max(a, b))
     inner_low = torch.nextafter(low, high) if min(a, b) in edges else low
     inner_high = torch.nextafter(high, low) if max(a, b) in edges else high
     return inner_low, inner_high
@@ -26,21 +26,21 @@ def integrate_ode(drift, state, t0, t1, *, method, num_steps, atol, rtol, edges=
     rtol demand, and exactly onto each time in edges, where the drift may jump. The drift is never asked outside the
     interval: an adaptive solver would otherwise step past its end and interpolate back, and its first probing step may
     be of any size. on_step() is called for every step but those of SciPy's solver, which hides its own. Returns the
-    final state alone, or, with trajectory, a list of num_steps states at equal times. Raises RuntimeError when SciPy's
-    solver gives up.
+    final state alone, or, with trajectory, a list of num_steps states at equal times. Raises RuntimeError when an
+    adaptive solver gives up.
     """
     is_tuple = isinstance(state, tuple)
     pick = (lambda s, i: tuple(part[i] for part in s)) if is_tuple else (lambda s, i: s[i])
     like = state[0] if is_tuple else state
     grid = torch.linspace(t0, t1, num_steps, dtype=like.dtype, device=like.device)
     fixed = method in FIXED_METHODS
-    inner = () if fixed else sorted((e for e in edges if min(t0, t1) < e < max(t0, t1)), reverse=t1 < t0)
+    inner = () if fixed else sorted({e for e in edges if min(t0, t1) < e < max(t0, t1)}, reverse=t1 < t0)
     states = [state]
     for a, b in pairwise([t0, *inner, t1]):
-        ends = torch.tensor([a, b]).to(grid)
+        ends = grid.new_tensor([a, b])
         between = grid[(grid > ends.min()) & (grid < ends.max())] if trajectory else grid[:0]
         times = torch.cat([ends[:1], between, ends[1:]])
-        options = {}
+        options = {"max_order": 4} if method.endswith("_adams") else {}  # the default, 12, is unstable
         if fixed and not trajectory:  # two output times and a grid of its own: the solver keeps no state on the way
             options["grid_constructor"] = lambda f, y, t: grid
         elif method in STEPPING_METHODS:
@@ -53,10 +53,14 @@ def integrate_ode(drift, state, t0, t1, *, method, num_steps, atol, rtol, edges=
         if method != "scipy_solver":
             callback = "callback_step" if fixed else "callback_accept_step"
             setattr(inside, callback, lambda t, y, dt: on_step())
-        solution = odeint(inside, state, times, method=method, atol=atol, rtol=rtol, options=options)
+        failure = f"{method} failed between t = {a:g} and t = {b:g}; try another solver or looser tolerances"
+        try:
+            solution = odeint(inside, state, times, method=method, atol=atol, rtol=rtol, options=options)
+        except AssertionError as error:  # how torchdiffeq says that its step shrank to nothing
+            raise RuntimeError(f"{failure} ({error})") from error
         reached = len(solution[0] if is_tuple else solution)
         if reached != len(times):
-            raise RuntimeError(f"{method} failed between t = {a:g} and t = {b:g}; try another solver or looser tolerances")
+            raise RuntimeError(failure)
         if trajectory:
             asked_for = bool((grid == ends[1]).any())  # an edge need not be one of the grid's times
             wanted = reached if asked_for else reached - 1

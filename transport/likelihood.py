@@ -15,6 +15,8 @@ def divergence(velocity, x, probes=None):
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         v = velocity(x)
+        if not v.requires_grad:  # it does not depend on x
+            return v, x.new_zeros(len(x))
         if probes is None:
             trace, flat = x.new_zeros(len(x)), v.flatten(1)
             for i in range(flat.shape[1]):

@@ -102,8 +102,8 @@ class Sampler:
             raise ValueError(f"num_steps counts points in time and must be at least 2, not {num_steps}")
         if not 0 <= last_step_size < 1:
             raise ValueError(f"last_step_size must be in [0, 1), not {last_step_size}")
-        if diffusion_norm < 0:
-            raise ValueError(f"diffusion_norm must not be negative, not {diffusion_norm}")
+        if not diffusion_norm >= 0:
+            raise ValueError(f"diffusion_norm must be at least 0, not {diffusion_norm}")
         h = 0.0 if last_step == "None" else last_step_size
         transport, plan = self.transport, self.transport.path_sampler
         t0, t1 = transport.sde_interval(diffusion_form, h)

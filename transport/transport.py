@@ -92,8 +92,12 @@ class Transport:
         singular = diffusion_form == "SBDM" and self.path_type is not PathType.VP
         if eps == 0 and (singular or not last_step_size):
             raise ValueError("the SDE is singular at an end of [0, 1]: sample_eps must be above 0")
-        t0 = eps if singular else self.ode_interval[0]
-        return t0, 1.0 - (last_step_size or eps)
+        starts_at_zero = self.path_type is PathType.VP  # and is not concerned by what the ODE meets at its end
+        t0 = eps if singular else 0.0 if starts_at_zero else self.ode_interval[0]
+        t1 = 1.0 - (last_step_size or eps)
+        if t0 >= t1:
+            raise ValueError(f"last_step_size {last_step_size} leaves no time for the SDE, which starts at t = {t0:g}")
+        return t0, t1
 
     def training_losses(self, model, x1, model_kwargs=None, x0=None, t=None):
         """Loss of each sample of x1 (N, ...): {"loss": (N,), "pred": the network's output, shaped like x1}.
