@@ -1,5 +1,6 @@
 """Work cut into chunks by index, kept on disk so that it survives being killed and does not depend on who did it."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -37,12 +38,8 @@ class ChunkStore:
             raise UserError(f"{self.path(chunk)} is damaged ({error}); delete it and run the same command again") from error
 
     def remove(self):
-        """Delete the chunks and their folder."""
-        for chunk in range(self.count):
-            self.path(chunk).unlink(missing_ok=True)
-        for leftover in self.folder.glob(".*.tmp"):
-            leftover.unlink()
-        self.folder.rmdir()
+        """Delete the chunks and their folder, with whatever a killed process left there."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def write_npz(path, shape, dtype, parts):

@@ -218,3 +218,16 @@ def to_pixels(images, flip=None):
     if flip is not None:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     return images.float() / 127.5 - 1
+
+
+def to_latents(autoencoder, batch, flip, noise):
+    """What the network learns, (N, C, h, w): a sample of the posterior by noise (N, C, h, w), mirrored where flip (N,).
+
+    batch: uint8 images (N, 3, H, W), which are encoded here, or the moments (N, V, 2, C, h, w) of a latent cache.
+    """
+    if batch.dtype == torch.uint8:
+        mean, std = autoencoder.moments(to_pixels(batch, flip))
+    else:
+        # The latents of a mirror image are not mirrored latents: the cache has both.
+        mean, std = torch.where(flip[:, None, None, None, None], batch[:, -1], batch[:, 0]).float().unbind(1)
+    return autoencoder.latents(mean, std, noise)

@@ -28,6 +28,12 @@ class World:
         if self.distributed:
             dist.barrier()
 
+    def main_first(self, call):
+        """call() on every process, the others only when the main one is done: it may download what they then find."""
+        result = call() if self.is_main else None
+        self.barrier()
+        return result if self.is_main else call()
+
     def sum(self, tensor):
         """Sum over the processes, in place where there are several."""
         if self.distributed:

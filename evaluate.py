@@ -8,7 +8,6 @@ The metrics are those of ADM's evaluation suite (Dhariwal & Nichol, arXiv 2105.0
 
 import hashlib
 import io
-import json
 import pickle
 import sys
 import time
@@ -28,8 +27,9 @@ from torch_fidelity.utils import create_feature_extractor
 from tqdm import tqdm
 
 import distributed
+from atomic import write_atomically, write_json
 from errors import UsageError, UserError
-from image_files import open_images, open_npz, read_array, replacing
+from image_files import open_images, open_npz, read_array
 from train_utils import Parser, positive_int, run, set_precision, writable_folder
 
 POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008  # numbers that the Inception gives for an image
@@ -286,11 +286,13 @@ def main(args):
             seconds=time.time() - started,
             images_per_second=speed,
         )
-        with replacing(Path(args.out)) as file:
-            file.write(json.dumps({**results, "settings": settings}, indent=2).encode())
-        if args.save_stats:
-            with replacing(Path(args.save_stats)) as file:
-                np.savez(file, **{key: value for key, value in vars(reference).items() if value is not None})
+        try:
+            write_json(args.out, {**results, "settings": settings})
+            if args.save_stats:
+                fields = {key: value for key, value in vars(reference).items() if value is not None}
+                write_atomically(args.save_stats, lambda file: np.savez(file, **fields))
+        except OSError as error:
+            raise UserError(f"cannot write {error.filename or 'the results'}: {error.strerror}") from error
     distributed.cleanup()
     return 0
 

@@ -1,4 +1,4 @@
-"""Files that hold images or statistics: read in parts and never by running code, written whole or not at all."""
+"""Files that hold images or statistics, read in parts and never by running code."""
 
 import os
 import zipfile
@@ -107,17 +107,3 @@ def open_images(path, archive=None, expected="arr_0"):
     if "arr_0" not in archive.files:
         raise UserError(f"{path}: holds {', '.join(archive.files[:6]) or 'nothing'}; expected {expected}")
     return NpzImages(path, archive)
-
-
-@contextmanager
-def replacing(path):
-    """A binary file that becomes path when all is written. Raises UserError where it cannot be."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

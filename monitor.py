@@ -3,14 +3,28 @@
 import logging
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torchvision.utils import make_grid, save_image
 from tqdm import tqdm
 
+from autoencoder import to_uint8
 from checkpoint import save_checkpoint
+from evaluate import (
+    evaluate,
+    extract_features,
+    gather_features,
+    load_inception,
+    measure_reference,
+    open_reference,
+    shared_features,
+)
+from run_folder import EVALUATIONS, METRICS
 from sampling import GuidedModel
 from streams import SampleStreams
+from train_utils import set_precision
 from transport import Sampler
 
 
@@ -96,7 +110,7 @@ class Monitor:
                 f"Waited for Data: {self.waited / seconds:.0%}"
             )
             self.progress.set_postfix(loss=f"{values['loss']:.4f}", images_s=f"{values['images_per_second']:.0f}")
-            self.folder.add_metrics(step=step, **values)
+            self.folder.add_row(METRICS, step=step, **values)
             if self.wandb:
                 self.wandb.log(values, step=step)
         self.sums.zero_()
@@ -132,6 +146,49 @@ class Monitor:
             import wandb
 
             self.wandb.log({"samples": wandb.Image(str(file))}, step=step)
+
+    def open_evaluation(self):
+        """Load what evaluate() needs, so that a missing file is told at the start and not after hours."""
+        args, world = self.args, self.world
+        opened = open_reference(args.eval_ref)
+        inception = load_inception(args.inception_weights, world.device)
+        self.measure = partial(shared_features, inception=inception, batch_size=64, world=world)
+        with self.full_precision():
+            self.reference = measure_reference(opened, self.measure)
+        self.log(f"Evaluation every {args.eval_every:,} steps: {args.eval_samples:,} EMA samples against {args.eval_ref}")
+
+    @contextmanager
+    def full_precision(self):
+        """Metrics are measured in float32 whatever the training is in."""
+        set_precision("fp32", self.world.device)
+        try:
+            yield
+        finally:
+            set_precision(self.args.precision, self.world.device)
+
+    @torch.no_grad()
+    def evaluate(self, ema, step):
+        """FID and the rest of EMA samples, by the functions of evaluate.py. Every process draws and measures its share."""
+        args, world, device = self.args, self.world, self.world.device
+        started, images = time.time(), []
+        own = range(args.eval_samples * world.rank // world.size, args.eval_samples * (world.rank + 1) // world.size)
+        for first in range(own.start, own.stop, 32):
+            indices = range(first, min(first + 32, own.stop))
+            z = SampleStreams(args.global_seed, indices).randn(self.latent_shape, device)
+            y = torch.tensor(indices, device=device) % args.num_classes
+            images.append(to_uint8(self.autoencoder.decode(Sampler(self.transport).sample_ode()(z, ema, y=y)[-1])).cpu())
+        with self.full_precision():
+            drawn = torch.cat(images)
+            features = gather_features(extract_features(drawn, self.measure.keywords["inception"]), world)
+            if not world.is_main:
+                return
+            values = evaluate(features, self.reference, device)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        self.log(f"(step={step:07d}) Evaluation of {args.eval_samples:,} samples: {shown} ({time.time() - started:.0f} s)")
+        self.folder.add_row(EVALUATIONS, step=step, **values)
+        self.folder.plot_loss()
+        if self.wandb:
+            self.wandb.log(values, step=step)
 
     def finish(self, line):
         self.progress.close()

@@ -1,10 +1,11 @@
-"""A training run on disk: log.txt, metrics.csv, loss.png, checkpoints/ and samples/."""
+"""A training run on disk: log.txt, flags.json, metrics.csv, evaluations.csv, loss.png, checkpoints/ and samples/."""
 
 import csv
 import json
 import logging
 import os
 import re
+import statistics
 import sys
 import time
 from datetime import datetime
@@ -22,7 +23,7 @@ from training import IDENTITY
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_second")
+METRICS, EVALUATIONS = "metrics.csv", "evaluations.csv"
 
 
 class TqdmHandler(logging.Handler):
@@ -86,11 +87,11 @@ class RunFolder:
 
     def rewind(self, step):
         """Forget metrics after step: the run is about to make them again."""
-        file = self.path / "metrics.csv"
-        if file.exists():
-            header, *rows = file.read_text().splitlines()
-            kept = [row for row in rows if int(row.split(",")[0]) <= step]
-            write_atomically(file, lambda out: out.write("\n".join([header, *kept]) + "\n"), "w")
+        for file in (self.path / METRICS, self.path / EVALUATIONS):
+            if file.exists():
+                header, *rows = file.read_text().splitlines()
+                kept = "\n".join([header, *(row for row in rows if int(row.split(",")[0]) <= step)])
+                write_atomically(file, lambda out, text=kept: out.write(text + "\n"), "w")
 
     def append(self, line):
         """A last line in log.txt, from any process."""
@@ -131,15 +132,24 @@ class RunFolder:
     def checkpoint_path(self, step):
         return self.checkpoints / f"{step:07d}.pt"
 
-    def add_metrics(self, **values):
-        """Append one row to metrics.csv."""
-        file = self.path / "metrics.csv"
+    def add_row(self, name, **values):
+        """Append one row to a .csv in the folder."""
+        file = self.path / name
         is_new = not file.exists()
         with open(file, "a", newline="") as out:
-            writer = csv.DictWriter(out, COLUMNS)
+            writer = csv.DictWriter(out, values)
             if is_new:
                 writer.writeheader()
             writer.writerow(values)
+
+    def read_columns(self, name, *columns):
+        """Columns of a .csv in the folder, each a list of numbers; empty lists where there is no file."""
+        file = self.path / name
+        if not file.exists():
+            return [[] for _ in columns]
+        with open(file) as rows:
+            table = list(csv.DictReader(rows))
+        return [[float(row[column]) for row in table] for column in columns]
 
     def plot_loss_rarely(self, seconds=30):
         """plot_loss, unless that was a moment ago."""
@@ -147,25 +157,26 @@ class RunFolder:
             self.plot_loss()
 
     def plot_loss(self):
-        """Draw metrics.csv as loss.png: the logged means, and a running mean where there are many."""
-        file = self.path / "metrics.csv"
-        if not file.exists():
+        """Draw the losses, a running mean where there are many, and the FIDs if there are any, as loss.png."""
+        steps, losses = self.read_columns(METRICS, "step", "loss")
+        evaluated, fids = self.read_columns(EVALUATIONS, "step", "fid")
+        if not losses:
             return
         self.plotted = time.time()
-        with open(file) as rows:
-            points = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(rows)]
-        steps, losses = zip(*points)
-        figure, axes = plt.subplots(figsize=(6, 4), dpi=120)
+        figure, panels = plt.subplots(1, 2 if fids else 1, figsize=(11 if fids else 6, 4), dpi=120, squeeze=False)
+        axes = panels[0, 0]
         window = len(losses) // 20
         axes.plot(steps, losses, color="tab:blue", alpha=0.35 if window > 1 else 1, linewidth=1, label="mean since last log")
         if window > 1:
-            smooth = [
-                sum(losses[max(0, i - window) : i + 1]) / len(losses[max(0, i - window) : i + 1]) for i in range(len(losses))
-            ]
+            smooth = [statistics.fmean(losses[max(0, i - window) : i + 1]) for i in range(len(losses))]
             axes.plot(steps, smooth, color="tab:blue", label=f"running mean of {window + 1}")
         axes.set(xlabel="step", ylabel="training loss", title=self.path.name)
-        axes.grid(alpha=0.3)
         axes.legend(frameon=False)
+        if fids:
+            panels[0, 1].plot(evaluated, fids, "o-", color="tab:orange")
+            panels[0, 1].set(xlabel="step", ylabel="FID of EMA samples", title="lower is better")
+        for panel in panels.flat:
+            panel.grid(alpha=0.3)
         figure.tight_layout()
         figure.savefig(self.path / "loss.png")
         plt.close(figure)

@@ -205,7 +205,7 @@ def main(args):
         raise UsageError("--reverse encodes images to look at: use sample.py; here --likelihood is the task of --data-path")
     world = distributed.setup()
     precision = set_precision(args.precision, world.device, args.tf32)
-    pipeline = load_pipeline(args, world.device, precision)
+    pipeline = world.main_first(lambda: load_pipeline(args, world.device, precision))
     wrong = [label for label in args.class_labels or () if not 0 <= label < pipeline.recipe.num_classes]
     if wrong:
         raise UsageError(f"--class-labels {wrong[0]}: this model knows the classes 0 to {pipeline.recipe.num_classes - 1}")

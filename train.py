@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader
 import distributed
 from autoencoder import load_autoencoder
 from checkpoint import Recipe, load_checkpoint, load_weights, recipe_of, weights_of
-from data import DIGITS, StepSampler, open_dataset, to_pixels
+from costs import DryRun
+from data import DIGITS, StepSampler, open_dataset, to_latents
 from download import locate
 from errors import UsageError, UserError
+from latent_cache import LatentCache, is_cache
 from models import SIT_CONFIGS
 from monitor import Monitor
 from run_folder import RunFolder
@@ -57,7 +59,7 @@ from training import (
 def make_parser():
     parser = Parser(prog="train.py", description="Train a SiT under torchrun or alone.")
     group = parser.add_argument_group("data and model")
-    group.add_argument("--data-path", required=True, help=f"folder with one sub-folder of images a class, or {DIGITS}")
+    group.add_argument("--data-path", required=True, help=f"folder of class folders, {DIGITS}, or cache of encode_latents.py")
     group.add_argument("--no-flip", action="store_true", help="never mirror images, for data such as text (digits never are)")
     group.add_argument("--model", default="SiT-XL/2", choices=SIT_CONFIGS, metavar="SiT-{XL,L,B,S,T}/{2,4,8}", help="backbone")
     group.add_argument("--image-size", type=positive_int, default=256, help="pixels a side")
@@ -82,6 +84,7 @@ def make_parser():
     group.add_argument("--grad-accum-steps", type=positive_int, default=1, help="parts in which a process does its batch")
     group.add_argument("--num-workers", type=int, default=4, help="data loading processes for each training process")
     group = parser.add_argument_group("running")
+    group.add_argument("--dry-run", action="store_true", help="print what the run costs, do one step of it, write nothing")
     group.add_argument("--results-dir", default="results", help="where run folders go")
     group.add_argument("--ckpt", help="continue from this checkpoint, in a new run folder")
     group.add_argument("--resume", action="store_true", help="continue the newest run of these flags, or start it")
@@ -162,14 +165,20 @@ def main(args):
 
     # What is trained: data, autoencoder, transport, model.
     transport = transport_from(args)
-    dataset = open_dataset(args.data_path, args.image_size)
+    cached = is_cache(args.data_path)
+    dataset = LatentCache(args.data_path) if cached else open_dataset(args.data_path, args.image_size)
     if len(dataset.classes) != args.num_classes:
         raise UsageError(f"--num-classes {args.num_classes}: {args.data_path} has {len(dataset.classes)} classes")
     autoencoder = load_autoencoder(args.vae).to(device)
+    if cached:
+        dataset.check(args.image_size, autoencoder)
     shape = latent_shape(args.image_size, autoencoder, SIT_CONFIGS[args.model]["patch_size"])
     recipe = make_recipe(args, dataset, autoencoder, shape)
     total_steps = max(1, args.epochs * len(dataset) // args.global_batch_size)
     total_steps = min(total_steps, args.max_steps or total_steps)
+    if args.dry_run:
+        dry_run = DryRun(args, world, recipe, transport, autoencoder, shape, total_steps)
+        return train(args, world, dry_run, dataset, 1, precision, None, None)
 
     # Where it starts: fresh, or from a checkpoint that the main process chose.
     name = f"{args.model.replace('/', '-')}-{args.path_type}-{args.prediction}-{args.loss_weight}"
@@ -212,6 +221,8 @@ def train(args, world, monitor, dataset, total_steps, precision, path, content):
             start_step = content.get("step", int(states[0]["step"]) if states else 0)  # published ones do not say it
         del content, weights
     monitor.begin(trained, dataset, precision, start_step, total_steps, path)
+    if args.eval_every:
+        monitor.open_evaluation()
     if start_step >= total_steps:
         monitor.log(f"Step {start_step:,} of {total_steps:,}: this run is complete, there is nothing to do")
         distributed.cleanup()
@@ -272,8 +283,7 @@ def train(args, world, monitor, dataset, total_steps, precision, path, content):
         optimizer.zero_grad()
         for first in range(0, batch, micro):
             part = slice(first, first + micro)
-            pixels = to_pixels(images[part], draws.flip[part] & mirrors)
-            x1 = autoencoder.latents(*autoencoder.moments(pixels), draws.posterior[part])
+            x1 = to_latents(autoencoder, images[part], draws.flip[part] & mirrors, draws.posterior[part])
             time_kwargs = dict(x0=draws.noise[part], t=t0 + (t1 - t0) * draws.time[part])
             model_kwargs = dict(y=labels[part], force_drop_ids=draws.drop[part] < args.class_dropout_prob)
             alone = world.distributed and first + micro < batch  # gradients meet once a step, after the last part

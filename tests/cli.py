@@ -1,7 +1,9 @@
 """Run the scripts as a user does: in this process for speed, or as real commands and under torchrun."""
 
+import contextlib
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,15 @@ def launch(script, *argv, processes=1, cwd=None, timeout=300, **env):
         env={**ENV, **env},
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def kill_tree(process):
+    """SIGKILL a command and all that it started: torchrun's workers are no children of its process group."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    for pid in (process.pid, *map(int, children)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
 
 
 def one_line(result, code, *words):

@@ -1,12 +1,8 @@
 """Every test starts from the same seed, on one thread: the tensors are small."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 torch.set_num_threads(1)
 
 
@@ -25,3 +21,24 @@ def trained(tmp_path_factory):
     done = launch("train", *DIGITS, *flags, "--results-dir", folder, "--lr", 1e-3, "--log-every", 2, "--sample-every", 6)
     assert done.code == 0, done.err
     return next(folder.glob("000-*/checkpoints/0000006.pt"))
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """File of random weights for torch-fidelity's Inception, scaled to keep the signal."""
+    import torch.nn as nn
+    from torch_fidelity import feature_extractor_inceptionv3 as library
+
+    folder = tmp_path_factory.mktemp("inception")
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "load_state_dict_from_url", lambda *args, **kwargs: None)
+        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = library.FeatureExtractorInceptionV3("random", ["2048"])
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    nn.init.normal_(network.fc.weight, std=0.1)
+    nn.init.normal_(network.fc.bias)
+    torch.save(network.state_dict(), folder / "inception.pth")
+    return folder / "inception.pth"

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from cli import ROOT
 from data import DigitsDataset, held_out_digits, to_pixels
 from errors import UserError
 
-sys.path.insert(0, str(ROOT / "scripts"))
 VAE = ROOT / "assets" / "digits-vae"
 
 

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-import torch.nn as nn
 import torch_fidelity
 from PIL import Image
-from torch_fidelity import feature_extractor_inceptionv3 as library
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 import evaluate
@@ -35,20 +33,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def weights(folder):
-    """File of random weights for torch-fidelity's Inception, scaled to keep the signal."""
-    torch.manual_seed(0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "load_state_dict_from_url", lambda *args, **kwargs: None)
-        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        network = library.FeatureExtractorInceptionV3("random", ["2048"])
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    nn.init.normal_(network.fc.weight, std=0.1)
-    nn.init.normal_(network.fc.bias)
-    torch.save(network.state_dict(), folder / "inception.pth")
-    return folder / "inception.pth"
+def weights(inception_weights):
+    return inception_weights
 
 
 def pictures(count, seed):

@@ -14,7 +14,7 @@ from PIL import Image
 
 import train
 from checkpoint import load_checkpoint
-from cli import DIGITS, ENV, call, command, launch, one_line
+from cli import DIGITS, ENV, call, command, kill_tree, launch, one_line
 
 STEPS = 24
 RUN = "000-SiT-T-8-Linear-velocity-None"
@@ -73,7 +73,7 @@ def kill_at_random(folder, rng, count, processes=1, workers=0):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.12))
         if victim.poll() is None:
-            os.killpg(victim.pid, signal.SIGKILL)
+            kill_tree(victim)
             killed += 1
         victim.communicate()
     return killed
@@ -252,7 +252,7 @@ def test_a_dead_rank_takes_the_job_down_and_restarts_bring_it_back(tmp_path):
     argv = [*flags(tmp_path), "--max-steps", 400]
     launcher = command("train", *argv, processes=2)
     launcher.insert(launcher.index("--standalone"), "--max-restarts=1")
-    process = subprocess.Popen(launcher, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENV)
+    process = subprocess.Popen(launcher, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
     while not checkpoints(tmp_path):
         time.sleep(0.01)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
@@ -265,5 +265,4 @@ def test_a_dead_rank_takes_the_job_down_and_restarts_bring_it_back(tmp_path):
     while "Continuing from" not in log.read_text() and time.time() - killed < 100:
         time.sleep(0.1)
     assert "Continuing from" in log.read_text()
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=90)
+    kill_tree(process)

@@ -2,10 +2,9 @@ import csv
 import hashlib
 import json
 import math
-import os
 import random
-import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import ENV, call, command, launch
+from cli import ENV, call, command, kill_tree, launch
 from sample_ddp import label_of, make_parser
 
 SIZE = 32
@@ -61,8 +60,7 @@ def test_one_process_two_and_killed_ones_make_the_same_npz(trained, tmp_path, ca
         while victim.poll() is None and len(list((tmp_path / "killed").glob("*.chunks/*.npz"))) < stop_at:
             time.sleep(0.002)
         assert victim.poll() is None, "it was to be killed before it had finished"
-        os.killpg(victim.pid, signal.SIGKILL)
-        victim.wait()
+        kill_tree(victim)
     left = len(list((tmp_path / "killed").glob("*.chunks/*.npz")))
     result = call(capsys, "sample_ddp", *argv)
     assert result.code == 0, result.err
@@ -128,7 +126,9 @@ def test_memory_does_not_grow_with_steps(trained, tmp_path):
     for steps in (10, 250):
         argv = ["SDE", "--ckpt", trained, "--sample-dir", tmp_path, "--num-fid-samples", 256, "--per-proc-batch-size", 256]
         argv += ["--num-sampling-steps", steps, "--no-png"]
-        done = subprocess.run(["python", "-c", script, *map(str, argv)], capture_output=True, text=True, env=ENV, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, argv)], capture_output=True, text=True, env=ENV, check=True
+        )
         peaks.append(int(done.stdout.split()[-1]))
     assert peaks[1] < 1.05 * peaks[0]
 

@@ -1,0 +1,297 @@
+"""What a SiT costs in arithmetic, memory, traffic, disk and time, from its configuration alone.
+
+    python costs.py                          the tables of docs/scaling.md
+    python train.py --dry-run FLAGS          the same for the run of these flags, and its first step
+
+config is a dict of SiT's keywords, complete, as checkpoints hold it (Recipe.model_args). A multiply-add is 2 FLOPs, and
+only matrix products count. GB are 10^9 bytes. A state is a float32: weight, gradient, two moments of Adam, average.
+"""
+
+import ctypes
+import gc
+import math
+import sys
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch.utils.flop_counter import FlopCounterMode
+
+from models import SIT_CONFIGS
+
+STATES = 5  # weights, gradients, Adam's two moments, EMA
+TIME_FEATURES = 256
+IMAGENET = 1_281_167  # training images
+PEAKS = {  # FLOP/s of dense matrix products, from NVIDIA's data sheets (SXM)
+    "A100": {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12},
+    "H100": {"fp32": 67e12, "tf32": 494e12, "bf16": 989e12},
+}
+SD_AUTOENCODER = dict(  # Stable Diffusion's, whose weights ema and mse are
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=4,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)
+
+
+def config_of(model, image_size=256, **changes):
+    """What train.py makes of a name in SIT_CONFIGS for ImageNet's classes and Stable Diffusion's latents."""
+    latents = dict(input_size=image_size // 8, in_channels=4)
+    labels = dict(num_classes=1000, class_dropout_prob=0.1)
+    return {**SIT_CONFIGS[model], **latents, **labels, "mlp_ratio": 4.0, "learn_sigma": False, **changes}
+
+
+def _dims(config):
+    """(tokens, width, MLP's width, depth, numbers in a patch of the input, and of the output)"""
+    width, patch = config["hidden_size"], config["in_channels"] * config["patch_size"] ** 2
+    tokens = (config["input_size"] // config["patch_size"]) ** 2
+    return tokens, width, int(width * config["mlp_ratio"]), config["depth"], patch, patch * (1 + config["learn_sigma"])
+
+
+def parameters(config):
+    """Trained numbers; the fixed position embedding is not among them."""
+    _, width, mlp, depth, patch_in, patch_out = _dims(config)
+    linear = lambda inputs, outputs: (inputs + 1) * outputs  # noqa: E731
+    labels = (config["num_classes"] + (config["class_dropout_prob"] > 0)) * width
+    embedders = linear(patch_in, width) + linear(TIME_FEATURES, width) + linear(width, width) + labels
+    attention, feed_forward = linear(width, 4 * width), linear(width, mlp) + linear(mlp, width)
+    block = attention + feed_forward + linear(width, 6 * width)
+    return embedders + depth * block + linear(width, 2 * width) + linear(width, patch_out)
+
+
+def forward_flops(config):
+    """FLOPs of the network for one image."""
+    tokens, width, mlp, depth, patch_in, patch_out = _dims(config)
+    attention = tokens * 4 * width**2 + 2 * tokens**2 * width  # four projections; queries x keys, weights x values
+    block = attention + tokens * 2 * width * mlp + 6 * width**2
+    embedders = tokens * patch_in * width + (TIME_FEATURES + width) * width
+    return 2 * (embedders + depth * block + 2 * width**2 + tokens * width * patch_out)
+
+
+def step_flops(config, batch, checkpointing=False):
+    """FLOPs of a training step: forward, twice that backward, and forward once more with gradient checkpointing."""
+    return (4 if checkpointing else 3) * batch * forward_flops(config)
+
+
+def activation_bytes(config, precision="bf16", checkpointing=False):
+    """What the forward pass of one image keeps for the backward pass, uncompiled.
+
+    A block keeps for each token and channel, in the float32 of the residual stream, the inputs of two LayerNorms and of
+    two modulations (4 numbers); in the precision of the products, the inputs of four Linears, the queries, keys and
+    values, the input of GELU and both gated outputs (8 + 2 mlp_ratio numbers). With checkpointing it keeps its input
+    alone, and one block at a time is there in full.
+    """
+    tokens, width, mlp, depth, _, _ = _dims(config)
+    size = 2 if precision == "bf16" else 4
+    stream = 4 * tokens * width
+    block = 4 * stream + size * tokens * (8 * width + 2 * mlp)
+    final = 2 * stream + size * tokens * width
+    return final + (depth * stream + block if checkpointing else depth * block)
+
+
+def training_bytes(config, batch, precision="bf16", checkpointing=False):
+    """(states, activations) of a process that does batch images at a time, uncompiled: together somewhat more than its
+    tensors are at their peak, since gradients come as activations go; what kernels and the allocator take is extra.
+
+    In bf16 the backward pass needs autocast's copy of the weights too, which checkpointing makes block by block.
+    """
+    count = parameters(config)
+    copy = 2 * count if precision == "bf16" and not checkpointing else 0
+    return STATES * 4 * count, batch * activation_bytes(config, precision, checkpointing) + copy
+
+
+def all_reduced_bytes(config, processes):
+    """Bytes that each process sends in a step to average float32 gradients over a ring."""
+    return 2 * (processes - 1) / processes * 4 * parameters(config)
+
+
+def cache_bytes(images, channels, side, variants=2):
+    """Latents of a data set on disk: mean and standard deviation of each image and its mirror image, in float16."""
+    return images * variants * 2 * channels * side * side * 2
+
+
+def hours(config, steps, gpu, precision="bf16", batch=256, gpus=8, share=0.4, checkpointing=False):
+    """Time of the network's arithmetic at a share of the GPUs' peak."""
+    return steps * step_flops(config, batch, checkpointing) / (gpus * share * PEAKS[gpu][precision]) / 3600
+
+
+def autoencoder_flops(image_size):
+    """FLOPs of Stable Diffusion's encoder and decoder for one image, counted on tensors that hold no data."""
+    with torch.device("meta"):
+        vae, pixels = AutoencoderKL(**SD_AUTOENCODER), torch.empty(1, 3, image_size, image_size)
+        with FlopCounterMode(display=False) as encode:
+            latents = vae.encode(pixels).latent_dist.mean
+        with FlopCounterMode(display=False) as decode:
+            vae.decode(latents)
+    return encode.get_total_flops(), decode.get_total_flops()
+
+
+class PeakMemory:
+    """The most bytes in use since it was made, above what was in use then: by tensors on a GPU, else by the process.
+
+    The latter is known on Linux only, elsewhere nan, and counts whole pages that the allocator may have held before.
+    """
+
+    def __init__(self, device):
+        self.device = device
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        elif sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
+            self.before = self._resident("VmRSS")
+
+    @staticmethod
+    def _resident(field):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
+
+    def read(self):
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.before
+        return self._resident("VmHWM") - self.before if sys.platform == "linux" else math.nan
+
+
+class DryRun:
+    """Stands in for train.py's Monitor: prints what the run costs and what its first step took, and writes nothing."""
+
+    def __init__(self, args, world, recipe, transport, autoencoder, latent_shape, total_steps):
+        self.args, self.world, self.total_steps = args, world, total_steps
+        self.recipe, self.transport, self.autoencoder, self.latent_shape = recipe, transport, autoencoder, latent_shape
+        self.memory = PeakMemory(world.device)
+
+    def _print(self, name, value):
+        if self.world.is_main:
+            print(f"{name:<16}{value}", flush=True)
+
+    def begin(self, trained, dataset, precision, *_):
+        args, config, processes = self.args, self.recipe.model_args, self.world.size
+        batch, again = args.global_batch_size, args.grad_checkpointing
+        micro = batch // processes // args.grad_accum_steps
+        self.flops = step_flops(config, batch, again)
+        states, activations = training_bytes(config, micro, precision, again)
+        self._print("model", f"{args.model}, latents {self.latent_shape}, {sum(p.numel() for p in trained):,} parameters")
+        self._print("batch", f"{batch} images on {processes} process(es), {micro} at a time, {precision}")
+        self._print("forward", f"{forward_flops(config) / 1e9:.3g} GFLOP an image")
+        self._print("training step", f"{self.flops / 1e12:.3g} TFLOP")
+        self._print("memory", f"{gb(states)} states + {gb(activations)} activations a process, uncompiled")
+        self._print("all-reduced", f"{gb(all_reduced_bytes(config, processes))} a step from each process")
+        if self.autoencoder.name != "none":
+            self._print("latent cache", f"{gb(cache_bytes(len(dataset), *self.latent_shape[:2]))} for {len(dataset):,} images")
+        for gpu in PEAKS:
+            needed = hours(config, self.total_steps, gpu, precision, batch, processes, checkpointing=again)
+            self._print(
+                f"{processes} x {gpu}", f"{needed:,.2f} h for {self.total_steps:,} steps at 40 % of its {precision} peak"
+            )
+
+    def working(self):
+        self.started = time.time()
+
+    def report(self, step, lr):
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds = time.time() - self.started
+
+    def save(self, step, content):
+        return True
+
+    def finish(self, line):
+        speed = self.flops / self.world.size / self.seconds / 1e12
+        took = f"{self.seconds:.2f} s, {speed:.3g} TFLOP/s and {gb(self.memory.read())} at the peak in a process"
+        self._print("first step", f"{took}; it includes warming up")
+
+    def _nothing(self, *args):
+        """What else a Monitor does."""
+
+    log = warn = waiting = add = draw_samples = open_evaluation = evaluate = _nothing
+
+
+def gb(count):
+    return f"{count / 1e9:.3g} GB"
+
+
+def number(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def markdown(title, header, rows):
+    """A table with a title; numbers stand to the right in their columns."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join([f"**{title}**", "", *(f"| {' | '.join(map(str, line))} |" for line in lines)])
+
+
+# The tables are of the paper's setting, batch 256, on one machine.
+BATCH, GPUS, SHARE = 256, 8, 0.4
+EACH = BATCH // GPUS
+RUNS = [(f"SiT-{size}/2", px, config_of(f"SiT-{size}/2", px)) for px in (256, 512) for size in ("S", "B", "L", "XL")]
+LARGER = [  # than the paper's: heads of 128 channels
+    (f"depth {depth}, width {width}", 256, config_of("SiT-XL/2", depth=depth, hidden_size=width, num_heads=width // 128))
+    for depth, width in ((40, 2048), (48, 3072), (56, 4096))
+]
+
+
+def arithmetic_table():
+    header = ["model", "px", "parameters, M", "forward, GFLOP/image", "step, TFLOP", "with checkpointing", "all-reduced, GB"]
+    rows = []
+    for name, px, config in RUNS:
+        steps = [number(step_flops(config, BATCH, again) / 1e12) for again in (False, True)]
+        sent = f"{all_reduced_bytes(config, GPUS) / 1e9:.2f}"
+        rows.append([name, px, number(parameters(config) / 1e6), number(forward_flops(config) / 1e9), *steps, sent])
+    return markdown(f"Arithmetic and traffic of a step, batch {BATCH} on {GPUS} GPUs", header, rows)
+
+
+def memory_table():
+    kinds = [(precision, again) for again in (False, True) for precision in ("tf32", "bf16")]
+    header = ["model", "px", "states", *(precision + ", checkpointing" * again for precision, again in kinds)]
+    rows = []
+    for name, px, config in RUNS:
+        sums = [sum(training_bytes(config, EACH, *kind)) for kind in kinds]
+        states, _ = training_bytes(config, EACH)
+        rows.append([name, px, *(number(count / 1e9) for count in (states, *sums))])
+    return markdown(f"Memory of a GPU that trains on {EACH} images at a time, GB: states, and with activations", header, rows)
+
+
+def time_table():
+    kinds = [(gpu, precision) for gpu in PEAKS for precision in ("tf32", "bf16")]
+    header = ["model", "px", *(" ".join(kind) for kind in kinds), "H100 bf16, ms/step", "all-reduce at 25 GB/s, ms"]
+    rows = []
+    for name, px, config in RUNS:
+        spans = [[number(hours(config, steps, *kind, BATCH, GPUS, SHARE)) for steps in (400_000, 7_000_000)] for kind in kinds]
+        step = hours(config, 1, "H100", "bf16", BATCH, GPUS, SHARE) * 3600 * 1000
+        send = all_reduced_bytes(config, 2 * GPUS) / 25e9 * 1000
+        rows.append([name, px, *map(" / ".join, spans), number(step), number(send)])
+    title = (
+        f"Hours for 400K / 7M steps on {GPUS} GPUs at {SHARE:.0%} of their peak; a step, and its all-reduce over two machines"
+    )
+    return markdown(title, header, rows)
+
+
+def autoencoder_table():
+    header = ["", "latents, GB", "with mirror images, GB", "encode, GFLOP/image", "decode, GFLOP/image"]
+    rows = []
+    for px in (256, 512):
+        sizes = [cache_bytes(IMAGENET, 4, px // 8, variants) for variants in (1, 2)]
+        rows.append([f"{px} px", *(number(count / 1e9) for count in (*sizes, *autoencoder_flops(px)))])
+    return markdown(f"ImageNet's {IMAGENET:,} images as latents on disk, and the autoencoder's arithmetic", header, rows)
+
+
+def sharding_table():
+    """ZeRO-1 shards Adam's two moments; FSDP all states, of which it gathers the weights of a block at a time."""
+    header = ["model", "px", "parameters, M", "DDP", "ZeRO-1", "FSDP", "activations", "activations, checkpointing"]
+    rows = []
+    for name, px, config in (RUNS[3], RUNS[7], *LARGER):
+        count = parameters(config)
+        states = [4 * count * share for share in (STATES, STATES - 2 + 2 / GPUS, STATES / GPUS)]
+        activations = [EACH * activation_bytes(config, "bf16", again) for again in (False, True)]
+        rows.append([name, px, number(count / 1e6), *(number(size / 1e9) for size in (*states, *activations))])
+    return markdown(f"States of a GPU by what shards them over {GPUS}, and bf16 activations of {EACH} images, GB", header, rows)
+
+
+TABLES = (arithmetic_table, memory_table, time_table, autoencoder_table, sharding_table)
+
+if __name__ == "__main__":
+    print("\n\n".join(table() for table in TABLES))

@@ -1,0 +1,47 @@
+"""Print the README's tables of flags, from the parsers themselves: python scripts/flag_tables.py"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+SCRIPTS = ("train", "sample", "sample_ddp", "evaluate")
+
+
+def subparsers(parser):
+    """{subcommand: parser}, or {"": parser} where there are none."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return action.choices
+    return {"": parser}
+
+
+def default_of(action):
+    if action.required or action.default in (None, False, argparse.SUPPRESS):
+        return "required" if action.required else ""
+    return f"`{action.default}`"
+
+
+def table(script):
+    """Markdown rows of one script; a flag of one subcommand alone, or with a default of its own there, says so."""
+    parsers = subparsers(importlib.import_module(script).make_parser())
+    rows = {}
+    for mode, parser in parsers.items():
+        for action in parser._actions:
+            if action.option_strings and "--help" not in action.option_strings:
+                key = (" ".join(f"`{flag}`" for flag in action.option_strings), default_of(action), action.help)
+                rows.setdefault(key, []).append(mode)
+    lines = [f"<details><summary><code>{script}.py</code></summary>", "", "| flag | default | meaning |", "|---|---|---|"]
+    for (flags, default, meaning), modes in rows.items():
+        only = f" ({modes[0]})" if len(modes) < len(parsers) else ""
+        lines.append(f"| {flags}{only} | {default} | {meaning.replace('|', ', ')} |")
+    return "\n".join([*lines, "", "</details>"])
+
+
+def tables():
+    return "\n".join(table(script) for script in SCRIPTS)
+
+
+if __name__ == "__main__":
+    print(tables())

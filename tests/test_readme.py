@@ -1,0 +1,33 @@
+"""What the README says of flags, files and numbers is so."""
+
+import re
+
+from cli import ROOT
+from flag_tables import tables
+from presets import PRESETS
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_flag_tables_are_those_of_the_parsers():
+    assert tables() in README, "run scripts/flag_tables.py and put its output into README.md"
+
+
+def test_every_flag_in_the_text_exists():
+    known = set(re.findall(r"--[a-z][a-z0-9-]+", tables()))
+    torchrun = {"--nproc", "--nnodes", "--rdzv", "--max-restarts", "--standalone", "--help"}
+    said = set(re.findall(r"--[a-z][a-z0-9-]+", README)) - torchrun
+    assert said <= known, said - known
+
+
+def test_every_file_in_the_text_exists():
+    for name in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|sbatch|txt|yml))`", README):
+        produced = name in ("log.txt",)
+        assert produced or (ROOT / name).exists() or (ROOT / "transport" / name).exists(), name
+
+
+def test_presets_are_the_table():
+    for name, preset in PRESETS.items():
+        row = next(line for line in README.splitlines() if f"`{name}`" in line)
+        for fid in preset.fid.values():
+            assert f"{fid:.2f}" in row
