@@ -60,7 +60,7 @@ def kill_tree(process):
     for pid in (process.pid, *map(int, children)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.communicate()
+    process.wait()
 
 
 def one_line(result, code, *words):

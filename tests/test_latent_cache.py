@@ -1,6 +1,7 @@
 """A cache of latents trains as the images do, survives kills, and is refused where it is not what was asked for."""
 
 import csv
+import errno
 import itertools
 import json
 import os
@@ -78,8 +79,7 @@ def test_moments_are_those_of_the_image_and_of_its_mirror_image(whole, images, a
         for variant, view in enumerate((image, image.flip(-1))):
             mean, std = autoencoder.moments(to_pixels(view[None]))
             torch.testing.assert_close(moments[variant].float(), torch.cat([mean, std]), **CLOSE)
-        mirrored = moments[0].flip(-1) - moments[1]  # convolutions are not symmetric
-        assert mirrored[0].abs().max() > 0.05 > 10 * CLOSE["rtol"] * moments[:, 0].abs().max()
+        assert (moments[0].flip(-1) - moments[1]).abs().max() > 0.2  # convolutions are not symmetric
 
 
 def test_same_draws_give_the_latents_of_training_on_images(whole, images, autoencoder):
@@ -148,7 +148,8 @@ def chunks(out):
     return len(list(out.glob("chunks/*.npz")))
 
 
-def test_killed_anywhere_and_resumed_makes_the_same_files(capsys, whole, images, tmp_path):
+def test_killed_anywhere_and_resumed_makes_the_same_files(capsys, monkeypatch, autoencoder, whole, images, tmp_path):
+    monkeypatch.setattr(encode_latents, "load_autoencoder", lambda name: autoencoder)  # once will do
     for deed in itertools.count(1):
         out = tmp_path / str(deed)
         if not killed(flags(images, out), deed):
@@ -180,6 +181,23 @@ def test_a_cache_whose_moments_are_gone_is_begun_again(capsys, whole, images, tm
     (tmp_path / "cache" / "moments.npy").unlink()
     assert call(capsys, "encode_latents", *flags(images, tmp_path / "cache")).code == 0
     assert contents(tmp_path / "cache") == contents(whole)
+
+
+def test_a_full_disk_is_one_clear_line_and_costs_nothing(capsys, monkeypatch, whole, images, tmp_path):
+    fsync, left = os.fsync, itertools.count(3, -1)
+
+    def full(descriptor):
+        if next(left) <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        one_line(call(capsys, "encode_latents", *flags(images, tmp_path / "out")), 1, "--out", "No space left")
+        one_line(call(capsys, "encode_latents", *flags(images, tmp_path / "new")), 1, "--out", "No space left")
+    assert chunks(tmp_path / "out") == 1
+    assert call(capsys, "encode_latents", *flags(images, tmp_path / "out")).code == 0
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_what_cannot_be_encoded(capsys, monkeypatch, images, tmp_path):

@@ -73,9 +73,8 @@ def kill_at_random(folder, rng, count, processes=1, workers=0):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.12))
         if victim.poll() is None:
-            kill_tree(victim)
             killed += 1
-        victim.communicate()
+        kill_tree(victim)
     return killed
 
 
