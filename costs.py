@@ -181,12 +181,11 @@ class DryRun:
         self._print("memory", f"{gb(states)} states + {gb(activations)} activations a process, uncompiled")
         self._print("all-reduced", f"{gb(all_reduced_bytes(config, processes))} a step from each process")
         if self.autoencoder.name != "none":
-            self._print("latent cache", f"{gb(cache_bytes(len(dataset), *self.latent_shape[:2]))} for {len(dataset):,} images")
+            size = cache_bytes(len(dataset), *self.latent_shape[:2], variants=1 + dataset.mirrors)
+            self._print("latent cache", f"{gb(size)} for {len(dataset):,} images")
         for gpu in PEAKS:
             needed = hours(config, self.total_steps, gpu, precision, batch, processes, checkpointing=again)
-            self._print(
-                f"{processes} x {gpu}", f"{needed:,.2f} h for {self.total_steps:,} steps at 40 % of its {precision} peak"
-            )
+            self._print(f"{processes} x {gpu}", f"{needed:,.2f} h for {self.total_steps:,} steps at 40 % of {precision}'s peak")
 
     def working(self):
         self.started = time.time()

@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ def make_record(args, dataset, autoencoder, shape):
     }
 
 
+@contextmanager
+def writing(folder):
+    """A full disk becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot write there ({error.strerror or error})") from error
+
+
 def begin(folder, record, store, shape):
     """Make the folder, or see that it is that of the same cache: whether it is complete. Main process only.
 
@@ -102,17 +112,18 @@ def encode(autoencoder, images, variants):
     return torch.stack([torch.stack(autoencoder.moments(to_pixels(view)), dim=1) for view in views], dim=1).half()
 
 
-def write_chunk(file, store, chunk, moments, labels, read):
+def write_chunk(path, store, chunk, moments, labels, read):
     """Put moments (n, V, 2, C, h, w) in their place and flush them; then the chunk's own file says that they are there.
 
     By writing, not through a memory map: a full disk is an error then and not a SIGBUS, and machines that share the
     folder may write to the same page.
     """
     first, size = store.indices(chunk)[0], moments[0].nbytes
-    file.seek((first - store.total) * size, os.SEEK_END)
-    file.write(moments.numpy().tobytes())
-    file.flush()
-    os.fsync(file.fileno())
+    with open(path, "r+b") as file:
+        file.seek((first - store.total) * size, os.SEEK_END)
+        file.write(moments.numpy().tobytes())
+        file.flush()
+        os.fsync(file.fileno())
     store.save(chunk, labels=labels.numpy(), read=read.numpy())
 
 
@@ -126,9 +137,8 @@ def encode_chunks(args, world, dataset, autoencoder, store, chunks, variants):
         worker_init_fn=ignore_stop_signals,
     )
     guard = DataGuard(dataset, lambda line: tqdm.write(line, file=sys.stderr))
-    path = Path(args.out) / MOMENTS
     total = sum(len(store.indices(chunk)) for chunk in chunks)
-    with open(path, "r+b") as file, tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress:
+    with tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress:
         for chunk, (images, labels, read) in zip(chunks, loader):
             guard.check(store.indices(chunk), read)
             moments = encode(autoencoder, images.to(world.device, non_blocking=True), variants).cpu()
@@ -136,10 +146,8 @@ def encode_chunks(args, world, dataset, autoencoder, store, chunks, variants):
             if not finite.all():
                 name = dataset.name(int(read[~finite][0]))
                 raise UserError(f"{name}: its latents are beyond float16's 65504, or not numbers; they cannot be cached")
-            try:
-                write_chunk(file, store, chunk, moments, labels, read)
-            except OSError as error:
-                raise UserError(f"--out {args.out}: cannot write there ({error.strerror})") from error
+            with writing(args.out):
+                write_chunk(Path(args.out) / MOMENTS, store, chunk, moments, labels, read)
             progress.update(len(labels))
 
 
@@ -161,7 +169,7 @@ def finish(folder, record, store, dataset):
 def tidy(folder, store):
     """Remove what only an unfinished cache needs, and what kills left behind."""
     (folder / UNFINISHED).unlink(missing_ok=True)
-    for leftover in folder.glob(".*.tmp"):
+    for leftover in (*folder.glob(".*.tmp"), *folder.glob(".write-test-*")):
         leftover.unlink()
     if store.folder.is_dir():
         store.remove()
@@ -181,7 +189,8 @@ def main(args):
     if world.is_main:
         gigabytes = math.prod(shape) * np.dtype(np.float16).itemsize / 1e9
         print(f"{folder}: {len(dataset):,} images, moments of shape {shape}, {gigabytes:.3g} GB", flush=True)
-    done = world.broadcast(begin(folder, record, store, shape) if world.is_main else None)
+    with writing(folder):
+        done = world.broadcast(begin(folder, record, store, shape) if world.is_main else None)
     if not done:
         missing, started = world.broadcast(store.missing() if world.is_main else None), time.time()
         encode_chunks(args, world, dataset, autoencoder, store, missing[world.rank :: world.size], shape[1])
@@ -190,9 +199,10 @@ def main(args):
         if not done:
             made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
             print(f"{made:,} images encoded in {seconds:.1f} s, {made / seconds:.1f} images/s")
-            finish(folder, record, store, dataset)
+            with writing(folder):
+                finish(folder, record, store, dataset)
+        LatentCache(folder)  # it can be read
         tidy(folder, store)
-        LatentCache(folder)
         print(f"{folder} {'was complete already' if done else 'is complete'}")
     distributed.cleanup()
     return 0

@@ -4,6 +4,7 @@ import math
 
 from data import to_pixels
 from errors import UsageError
+from sampling import ode_settings
 from transport import Sampler
 
 
@@ -26,10 +27,7 @@ def log_likelihood(pipeline, args, images, labels, streams):
         x = pipeline.autoencoder.latents(mean, std, streams.randn_like(mean))
         stretch = 127.5 if in_pixels else 1.0
     likelihood = Sampler(pipeline.transport).sample_ode_likelihood(
-        sampling_method=args.sampling_method,
-        num_steps=args.num_sampling_steps,
-        atol=args.atol,
-        rtol=args.rtol,
+        **ode_settings(args),
         num_probes=args.num_probes,
         exact_divergence=args.exact_divergence,
         rademacher=streams.rademacher,

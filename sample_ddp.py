@@ -12,10 +12,8 @@ import csv
 import hashlib
 import io
 import json
-import platform
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +28,7 @@ from data import LabelledImages, spread
 from errors import UsageError
 from likelihood import log_likelihood
 from presets import PRESETS, apply_preset
+from records import identity_of, machine_of, run_name
 from sampling import load_pipeline, sampler_from
 from streams import SampleStreams, generator
 from train_utils import (
@@ -47,10 +46,6 @@ from train_utils import (
     set_precision,
     writable_folder,
 )
-
-PACKAGES = ("torch", "torchdiffeq", "diffusers", "timm", "numpy")
-# Flags that say where or how, not what: two runs that differ in these alone make the same images.
-NOT_IDENTITY = ("given", "ckpt", "guidance_ckpt", "sample_dir", "no_png", "preset", "tf32", "data_path", "encodes")
 
 
 def make_parser():
@@ -93,32 +88,6 @@ def label_of(args, num_classes, index):
         return int(torch.randint(num_classes, (), generator=generator("cpu", args.global_seed, "label", index)))
     block, place = divmod(index, num_classes)  # each run of num_classes samples has every class once, shuffled
     return int(torch.randperm(num_classes, generator=generator("cpu", args.global_seed, "balanced", block))[place])
-
-
-def file_hash(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def identity_of(args, pipeline, paths):
-    """All that decides the images, as a dict for the .json; its hash names the run."""
-    recipe = {key: value for key, value in pipeline.recipe.to_dict().items() if key != "classes"}
-    settings = {key: value for key, value in sorted(vars(args).items()) if key not in {*NOT_IDENTITY, *recipe, "num_classes"}}
-    return {
-        "settings": settings | {"cfg_scale": pipeline.model.scale},
-        "checkpoints": {name: {"path": str(path), "sha256": file_hash(path)} for name, path in paths.items()},
-        "recipe": recipe,
-        "device_type": pipeline.device.type,
-    }
-
-
-def run_name(args, pipeline, identity):
-    """Readable, and different for runs that differ in anything: no run is mistaken for another's remains."""
-    hashed = json.dumps(identity | {"checkpoints": [c["sha256"] for c in identity["checkpoints"].values()]}, sort_keys=True)
-    model, ckpt = pipeline.recipe.model.replace("/", "-"), pipeline.path.stem
-    task = "likelihood" if args.encodes else f"{args.mode}-{args.num_sampling_steps}-{args.sampling_method}"
-    guidance = f"cfg-{pipeline.model.scale:g}-seed-{args.global_seed}"
-    return f"{model}-{ckpt}-{task}-{guidance}-{hashlib.sha256(hashed.encode()).hexdigest()[:8]}"
 
 
 def draw_chunk(args, pipeline, indices, png_folder):
@@ -254,13 +223,7 @@ def main(args):
                 summary = finish_samples(store, result, pipeline.recipe.image_size, expected_fid)
             seconds = time.time() - started
             speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
-            machine = {
-                "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or "cpu",
-                "processes": world.size,
-                "threads_per_process": torch.get_num_threads(),
-                "versions": {"python": platform.python_version()} | {package: version(package) for package in PACKAGES},
-            }
-            write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine)
+            write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
         if store.folder.is_dir():
             store.remove()
         report(json.loads(settings_file.read_text()), result, done)

@@ -152,6 +152,11 @@ def load_pipeline(args, device, precision="fp32"):
     return Pipeline(path, recipe, guided, transport, autoencoder, shape, device)
 
 
+def ode_settings(args):
+    """The solver's flags, as sample_ode and sample_ode_likelihood take them."""
+    return dict(sampling_method=args.sampling_method, num_steps=args.num_sampling_steps, atol=args.atol, rtol=args.rtol)
+
+
 def sampler_from(args, transport, edges=(), randn=torch.randn_like, reverse=False, **more):
     """Sampling function for the subcommand and flags of args: ODE or SDE. A bad setting is a UsageError.
 
@@ -160,15 +165,7 @@ def sampler_from(args, transport, edges=(), randn=torch.randn_like, reverse=Fals
     sampler = Sampler(transport)
     try:
         if args.mode == "ODE":
-            return sampler.sample_ode(
-                sampling_method=args.sampling_method,
-                num_steps=args.num_sampling_steps,
-                atol=args.atol,
-                rtol=args.rtol,
-                edges=edges,
-                reverse=reverse,
-                **more,
-            )
+            return sampler.sample_ode(**ode_settings(args), edges=edges, reverse=reverse, **more)
         return sampler.sample_sde(
             sampling_method=args.sampling_method,
             diffusion_form=args.diffusion_form,

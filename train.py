@@ -104,7 +104,7 @@ def make_parser():
     return parser
 
 
-def find_start(args, name, world, warn):
+def find_start(args, name, warn):
     """(run folder or None for a new one, checkpoint path or None, its content or None) to begin from.
 
     Raises UsageError, naming each difference, rather than starting anew beside a run that other flags left unfinished.
@@ -184,7 +184,7 @@ def main(args):
     name = f"{args.model.replace('/', '-')}-{args.path_type}-{args.prediction}-{args.loss_weight}"
     warnings, content = [], None
     if world.is_main:
-        folder, path, content = find_start(args, name, world, warnings.append)
+        folder, path, content = find_start(args, name, warnings.append)
         folder = folder or RunFolder.new(args.results_dir, name)
     folder, path = world.broadcast((folder, path) if world.is_main else None)
     if path and not world.is_main:

@@ -227,7 +227,8 @@ def run(main, prog):
         sys.exit(main())
     except UserError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"{prog}{f' [rank {rank}]' if rank != '0' else ''}: error: {error}", file=sys.stderr, flush=True)
+        message = str(error).splitlines()[-1].removeprefix("errors.UserError: ")  # a loader's process adds its traceback
+        print(f"{prog}{f' [rank {rank}]' if rank != '0' else ''}: error: {message}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)

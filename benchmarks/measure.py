@@ -1,0 +1,133 @@
+"""The stop-watch of benchmark.py: pieces of work timed by turns, their memory, a table and a .json."""
+
+import gc
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from atomic import write_json
+from costs import PeakMemory
+
+COLUMNS = "| {:11} | {:29} | {:>8} | {:>9} | {:>8} | {:>10} | {:>5} |"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a network runs: precision of its weights (of the products alone in training), compiled or not."""
+
+    name: str
+    dtype: torch.dtype = torch.float32
+    compile: bool = False
+    freezing: bool = False  # inductor may rearrange the weights, which are then constants
+
+
+PLAIN = Setting("eager float32")
+BF16 = Setting("bf16", torch.bfloat16)
+COMPILED = Setting("compile", compile=True)
+FAST = Setting("bf16 + compile", torch.bfloat16, compile=True)
+FROZEN = Setting("bf16 + compile + freezing", torch.bfloat16, compile=True, freezing=True)
+
+
+def compiled(function, setting):
+    """The function as the setting wants it, for one shape of its inputs."""
+    if not setting.compile:
+        return function
+    return torch.compile(function, dynamic=False, options={"freezing": True} if setting.freezing else None)
+
+
+def device_name(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    file = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in file.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]}, {torch.backends.cpu.get_cpu_capability()}" if names else platform.machine()
+
+
+class Stopwatch:
+    """Times pieces of work in turns on one device, prints a line for each, and keeps path's .json up to date.
+
+    quick: a single turn and small matrices, to see that all runs.
+    """
+
+    def __init__(self, device, path, settings, quick):
+        self.device, self.path, self.quick = device, path, quick
+        self.progress = tqdm(disable=None, bar_format="{desc}{n_fmt} turns, {elapsed}")
+        machine = dict(device=device_name(device), threads=torch.get_num_threads(), torch=torch.__version__)
+        self.content = dict(machine=machine, settings=settings, peaks={}, results=[])
+        self._print(", ".join(f"{name} {value}" for name, value in machine.items()))
+        for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
+            self.content["peaks"][name] = peak = self._matrix_peak(dtype)
+            self._print(f"matrix peak {name}: {peak / 1e12:.3f} TFLOP/s")
+        self._print("\n" + COLUMNS.format("work", "setting", "seconds", "images/s", "of peak", "memory, MB", "ratio"))
+        self._print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+
+    def _print(self, line):
+        self.progress.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def seconds(self, work):
+        self._wait()
+        started = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self):
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _matrix_peak(self, dtype):
+        """FLOP/s of the best of several square products."""
+        sizes = [512] if self.quick else [2048, 4096, 8192] if self.device.type == "cuda" else [1024, 2048, 3072, 4096]
+        best = 0.0
+        for size in sizes:
+            a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
+            best = max([best, *(2 * size**3 / self.seconds(lambda a=a, b=b: a @ b) for _ in range(8))])
+        return best
+
+    def compare(self, section, works, images=None, flops=None, before=None, budget=60):
+        """Time each of works, {Setting: function}, by turns, and add a line for each; the first is what the ratios are to.
+
+        images, flops: of one call. before: {Setting: function}, called untimed before the work. Turns go on for budget
+        seconds, but are 3 at least and 20 at most; the first call of each, which compiles, is not timed.
+        """
+        before, memory, turns = before or {}, {}, []
+        for setting, work in works.items():
+            self.progress.set_description_str(f"{section}, {setting.name}: ")
+            before.get(setting, bool)()
+            work()
+            peak = PeakMemory(self.device)
+            work()
+            memory[setting] = peak.read()
+        started = time.time()
+        while len(turns) < (1 if self.quick else 3) or (time.time() - started < budget and len(turns) < 20 and not self.quick):
+            turn = {}
+            for setting, work in works.items():
+                before.get(setting, bool)()
+                turn[setting] = self.seconds(work)
+            turns.append(turn)
+            self.progress.update()
+        plain = next(iter(works))
+        for setting in works:
+            seconds = statistics.median(turn[setting] for turn in turns)
+            ratio = statistics.median(turn[plain] / turn[setting] for turn in turns)
+            self.add(section, setting, seconds, memory[setting], images, flops, ratio, len(turns))
+        gc.collect()
+
+    def add(self, section, setting, seconds, memory, images=None, flops=None, ratio=None, turns=1):
+        peak = self.content["peaks"][str(setting.dtype).removeprefix("torch.")]
+        row = dict(section=section, setting=setting.name, turns=turns, seconds=seconds, memory_bytes=memory, ratio=ratio)
+        row["images_per_second"] = images / seconds if images else None
+        row["share_of_peak"] = flops / seconds / peak if flops else None
+        self.content["results"].append(row)
+        write_json(self.path, self.content)
+        show = lambda value, form: "" if value is None else format(value, form)  # noqa: E731
+        rate, share = show(row["images_per_second"], ",.1f"), show(row["share_of_peak"], ".0%")
+        cells = (show(seconds, ".4f"), rate, share, show(memory / 1e6, ",.1f"), show(ratio, ".2f"))
+        self._print(COLUMNS.format(section, setting.name, *cells))
