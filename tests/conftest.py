@@ -1,5 +1,7 @@
 """Every test starts from the same seed, on one thread: the tensors are small."""
 
+import signal
+
 import pytest
 import torch
 
@@ -9,6 +11,15 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """train.main, run in this process, takes Ctrl-C for itself: give it back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,5 @@
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +9,7 @@ from checkpoint import Recipe
 from distributed import World
 from errors import UsageError, UserError
 from train import make_parser
-from training import DataGuard, NumberGuard, Tolerant, check_data, differences, draw_step, learning_rate, update_ema
+from training import DataGuard, NumberGuard, Stop, Tolerant, check_data, differences, draw_step, learning_rate, update_ema
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -115,6 +117,16 @@ def test_other_data_are_refused():
     check_data(dataset, recipe, 300, "c.pt")
     with pytest.raises(UserError, match=r"300 images, but c\.pt was trained on 1,281,167"):
         check_data(dataset, recipe, 1_281_167, "c.pt")
+
+
+def test_the_first_signal_is_noted_and_a_second_ctrl_c_leaves_at_once():
+    stop = Stop()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.received == signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert stop.received == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_usage_errors_are_a_kind_of_user_error():
