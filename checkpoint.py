@@ -61,15 +61,18 @@ def save_checkpoint(content, path):
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def check_sums(path):
-    """Read a checkpoint against its own checksums (the CRC-32 of each tensor). Raises UserError naming the file."""
-    try:
+def _read_whole(path):
+    """torch.load of a file that was first read against its own checksums (the CRC-32 of each tensor)."""
+    is_zip = zipfile.is_zipfile(path)  # else a file of before torch 1.6, or none of torch's
+    if is_zip:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"--ckpt {path}: a damaged checkpoint ({error})") from error
-    if damaged:
-        raise UserError(f"--ckpt {path}: a damaged checkpoint ({damaged} does not match its checksum)")
+        if damaged:
+            raise ValueError(f"{damaged} does not match its checksum")
+    # Published checkpoints carry their args as a Namespace.
+    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
 
 
 def load_checkpoint(path):
@@ -78,21 +81,14 @@ def load_checkpoint(path):
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is no such file"
         raise UserError(f"--ckpt {path}: {found}")
-    if zipfile.is_zipfile(path):
-        check_sums(path)
     try:
-        # Published checkpoints carry their args as a Namespace.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-    except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "GLOBAL" in str(error):
+        content = _read_whole(path)
+    except Exception as error:  # a damaged file can raise nearly anything
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             name = str(error).split("GLOBAL ", 1)[-1].split()[0]
             raise UserError(f"--ckpt {path}: refused, loading it would run code from the file ({name})") from error
-        raise UserError(f"--ckpt {path}: not a checkpoint, or a damaged one") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError, IndexError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--ckpt {path}: not a checkpoint, or a damaged one ({reason})") from error
+        raise UserError(f"--ckpt {path}: not a checkpoint, or a damaged one ({reason[:200]})") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"--ckpt {path}: not a checkpoint (it holds a {type(content).__name__})")
     return content

@@ -65,7 +65,7 @@ class World:
         return values[0]
 
 
-def setup():
+def setup(timeout_hours=0.5):
     """Join the job that torchrun started, or be alone; one GPU a process where there are GPUs, else the CPU."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = torch.cuda.is_available()
@@ -75,7 +75,9 @@ def setup():
     if "RANK" in os.environ:
         # Small CPU messages (signals, errors) go by gloo, so that they never wait for a GPU.
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=_fresh_store(), rank=rank, world_size=size, timeout=timedelta(minutes=30))
+        dist.init_process_group(
+            backend, store=_fresh_store(), rank=rank, world_size=size, timeout=timedelta(hours=timeout_hours)
+        )
     return World(rank, size, device)
 
 

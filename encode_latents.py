@@ -178,7 +178,7 @@ def tidy(folder, store):
 def main(args):
     if args.vae == "none":
         raise UsageError("--vae none: pixels need no cache, train.py reads the images themselves as fast")
-    world = distributed.setup()
+    world = distributed.setup(timeout_hours=24)
     set_precision(None, world.device)  # as train.py encodes
     dataset = open_dataset(args.data_path, args.image_size)
     autoencoder = load_autoencoder(args.vae).to(world.device)

@@ -26,12 +26,11 @@ def log_likelihood(pipeline, args, images, labels, streams):
         mean, std = pipeline.autoencoder.moments(to_pixels(images.to(device)))
         x = pipeline.autoencoder.latents(mean, std, streams.randn_like(mean))
         stretch = 127.5 if in_pixels else 1.0
-    likelihood = Sampler(pipeline.transport).sample_ode_likelihood(
-        **ode_settings(args),
-        num_probes=args.num_probes,
-        exact_divergence=args.exact_divergence,
-        rademacher=streams.rademacher,
-    )
+    settings = dict(num_probes=args.num_probes, exact_divergence=args.exact_divergence, rademacher=streams.rademacher)
+    try:
+        likelihood = Sampler(pipeline.transport).sample_ode_likelihood(**ode_settings(args), **settings)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     logp, _ = likelihood(x, pipeline.model, y=labels.to(device))
     nats = logp.double().cpu() - count * math.log(stretch)
     return nats, -nats / (count * math.log(2))

@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from autoencoder import to_uint8
 from checkpoint import save_checkpoint
+from errors import UserError
 from evaluate import (
+    NEIGHBOURS,
     evaluate,
     extract_features,
     gather_features,
@@ -25,7 +27,7 @@ from run_folder import EVALUATIONS, METRICS
 from sampling import GuidedModel
 from streams import SampleStreams
 from train_utils import set_precision
-from transport import Sampler
+from transport import Sampler, SolverError
 
 
 class Monitor:
@@ -48,7 +50,7 @@ class Monitor:
         if self.world.is_main:
             self.logger.info(line)
         else:
-            self.folder.append(f"[rank {self.world.rank}] {line}")
+            self.attempt("log", self.folder.append, f"[rank {self.world.rank}] {line}")
             print(line, file=sys.stderr, flush=True)
 
     def __enter__(self):
@@ -56,9 +58,16 @@ class Monitor:
 
     def __exit__(self, kind, error, trace):
         if kind is not None:
-            reason = str(error).strip().splitlines()
-            self.folder.append(f"[rank {self.world.rank}] FAILED: {kind.__name__}: {reason[0] if reason else ''}")
+            reason = (str(error).strip().splitlines() or [""])[0]
+            self.attempt("log", self.folder.append, f"[rank {self.world.rank}] FAILED: {kind.__name__}: {reason}")
             self.progress.close()
+
+    def attempt(self, what, call, *args, **kwargs):
+        """call(*args, **kwargs), whose failure to write is told and otherwise passed over: the run matters more."""
+        try:
+            return call(*args, **kwargs)
+        except OSError as error:
+            self.log(f"ERROR: could not write {what}: {error}")
 
     def begin(self, trained, dataset, precision, start_step, total_steps, path):
         """Describe the run, and open what it writes to."""
@@ -110,7 +119,7 @@ class Monitor:
                 f"Waited for Data: {self.waited / seconds:.0%}"
             )
             self.progress.set_postfix(loss=f"{values['loss']:.4f}", images_s=f"{values['images_per_second']:.0f}")
-            self.folder.add_row(METRICS, step=step, **values)
+            self.attempt(METRICS, self.folder.add_row, METRICS, step=step, **values)
             if self.wandb:
                 self.wandb.log(values, step=step)
         self.sums.zero_()
@@ -125,8 +134,8 @@ class Monitor:
             self.log(f"ERROR: could not write {path}: {str(error).splitlines()[0]}; the older checkpoints are untouched")
             return False
         self.log(f"Saved {path}")
-        self.folder.prune(self.args.keep_last, self.args.keep_every)
-        self.folder.plot_loss_rarely()
+        self.attempt("checkpoints", self.folder.prune, self.args.keep_last, self.args.keep_every)
+        self.attempt("loss.png", self.folder.plot_loss_rarely)
         return True
 
     @torch.no_grad()
@@ -137,10 +146,14 @@ class Monitor:
         device = self.world.device
         z = SampleStreams(self.args.global_seed, range(16)).randn(self.latent_shape, device)
         y = torch.arange(16, device=device) % self.args.num_classes
-        latents = Sampler(self.transport).sample_ode()(z, network, y=y)[-1]
+        try:
+            latents = Sampler(self.transport).sample_ode()(z, network, y=y)[-1]
+        except SolverError as error:  # of a network that has not learnt much yet
+            self.log(f"WARNING: no sample picture: {error}")
+            return
         picture = make_grid(self.autoencoder.decode(latents).clamp(-1, 1), nrow=4, normalize=True, value_range=(-1, 1))
         file = self.folder.samples / f"{step:07d}.png"
-        save_image(picture, file)
+        self.attempt(file, save_image, picture, file)
         self.log(f"Sampled {file} ({network.calls} network calls)")
         if self.wandb:
             import wandb
@@ -151,6 +164,8 @@ class Monitor:
         """Load what evaluate() needs, so that a missing file is told at the start and not after hours."""
         args, world = self.args, self.world
         opened = open_reference(args.eval_ref)
+        if opened[1] is not None and len(opened[1]) <= NEIGHBOURS:
+            raise UserError(f"--eval-ref {args.eval_ref}: {len(opened[1])} images; the metrics need {NEIGHBOURS + 1} or more")
         inception = load_inception(args.inception_weights, world.device)
         self.measure = partial(shared_features, inception=inception, batch_size=64, world=world)
         with self.full_precision():
@@ -185,15 +200,15 @@ class Monitor:
             values = evaluate(features, self.reference, device)
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
         self.log(f"(step={step:07d}) Evaluation of {args.eval_samples:,} samples: {shown} ({time.time() - started:.0f} s)")
-        self.folder.add_row(EVALUATIONS, step=step, **values)
-        self.folder.plot_loss()
+        self.attempt(EVALUATIONS, self.folder.add_row, EVALUATIONS, step=step, **values)
+        self.attempt("loss.png", self.folder.plot_loss)
         if self.wandb:
             self.wandb.log(values, step=step)
 
     def finish(self, line):
         self.progress.close()
         if self.world.is_main:
-            self.folder.plot_loss()
+            self.attempt("loss.png", self.folder.plot_loss)
         self.log(line)
         if self.wandb:
             self.wandb.finish()

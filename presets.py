@@ -34,7 +34,8 @@ PRESETS = {
 
 
 def apply_preset(args):
-    """Fill the flags of args that were not typed from args.preset; returns the FID-50K to expect.
+    """Fill the flags of args that were not typed from args.preset; returns the FID-50K to expect, or None where what was
+    typed differs from it.
 
     Raises UsageError for a preset that has no such subcommand.
     """
@@ -45,11 +46,13 @@ def apply_preset(args):
         model=preset.model,
         image_size=preset.image_size,
         cfg_scale=preset.cfg_scale,
+        precision="fp32",
         num_fid_samples=50_000,
         **SOLVERS[args.mode],
     )
+    changed = [key for key, value in settings.items() if key in args.given and getattr(args, key) != value]
     for key, value in settings.items():
         if key not in args.given:
             setattr(args, key, value)
     args.given = args.given | {"model", "image_size"}  # a checkpoint of another model is a contradiction
-    return preset.fid[args.mode]
+    return None if changed else preset.fid[args.mode]

@@ -9,12 +9,15 @@ import torch
 
 PACKAGES = ("torch", "torchdiffeq", "diffusers", "timm", "numpy")
 # Flags that say where or how, not what: two runs that differ in these alone make the same images.
-NOT_IDENTITY = ("given", "ckpt", "guidance_ckpt", "sample_dir", "no_png", "preset", "tf32", "data_path", "encodes")
+NOT_IDENTITY = ("given", "ckpt", "guidance_ckpt", "sample_dir", "preset", "tf32", "data_path", "encodes")
 
 
 def file_hash(path):
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(1 << 24):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def identity_of(args, pipeline, paths):

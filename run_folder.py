@@ -74,7 +74,8 @@ class RunFolder:
             try:
                 return path, load_checkpoint(path)
             except UserError as error:
-                warn(f"WARNING: skipped a damaged checkpoint: {error}")
+                damaged = path.rename(path.with_name(f"{path.name}.damaged"))  # nor may it count among those to keep
+                warn(f"WARNING: skipped a damaged checkpoint, now {damaged.name}: {error}")
         return None, None
 
     def prune(self, keep_last, keep_every):
@@ -86,12 +87,15 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def rewind(self, step):
-        """Forget metrics after step: the run is about to make them again."""
+        """Forget what a killed process left half done, and metrics after step: the run is about to make them again."""
+        for leftover in self.checkpoints.glob(".*.tmp"):
+            leftover.unlink()
         for file in (self.path / METRICS, self.path / EVALUATIONS):
             if file.exists():
-                header, *rows = file.read_text().splitlines()
-                kept = "\n".join([header, *(row for row in rows if int(row.split(",")[0]) <= step)])
-                write_atomically(file, lambda out, text=kept: out.write(text + "\n"), "w")
+                header, *rows = file.read_text().splitlines() or [""]
+                whole = [row for row in rows if row.count(",") == header.count(",") and row.split(",")[0].isdigit()]
+                text = "\n".join([header, *(row for row in whole if int(row.split(",")[0]) <= step)])
+                write_atomically(file, lambda out, text=text: out.write(text + "\n"), "w") if header else file.unlink()
 
     def append(self, line):
         """A last line in log.txt, from any process."""
@@ -103,6 +107,7 @@ class RunFolder:
         logger = logging.getLogger(str(self.path))
         logger.setLevel(logging.INFO)
         logger.propagate = False
+        logging.raiseExceptions = False  # a full disk must not end the run for want of a log line
         for handler, pattern in (
             (logging.FileHandler(self.path / "log.txt"), "[%(asctime)s] %(message)s"),
             (TqdmHandler(), "[%(asctime)s] %(message)s"),

@@ -48,7 +48,7 @@ def make_parser():
         group.add_argument("--num-sampling-steps", type=positive_int, default=250, help="points in time of a fixed solver")
         group.add_argument("--class-labels", type=int, nargs="+", metavar="ID", help="classes to draw (eight, or all up to 16)")
         group.add_argument("--num-samples-per-class", type=positive_int, default=1, help="pictures of each class")
-        group.add_argument("--seed", type=int, default=0, help="picture i depends on it and on i alone")
+        group.add_argument("--seed", type=int, default=0, help="noise of picture i depends on it and on i alone")
         group.add_argument("--out", default="sample.png", help="file for the picture")
         group.add_argument("--trajectory", metavar="FILE.gif", help="also draw the way from noise to image")
         parse_precision_args(group)
@@ -138,9 +138,11 @@ def main(args):
     for flag in ({"class_labels", "num_samples_per_class", "trajectory"} & args.given) if args.encodes else ():
         raise UsageError(f"--{flag.replace('_', '-')} does not go with --reverse or --likelihood")
     device = distributed.setup().device
-    writable_folder(Path(args.out).parent, "--out")
-    if args.trajectory:
-        writable_folder(Path(args.trajectory).parent, "--trajectory")
+    for flag, path, suffixes in (("--out", args.out, (".png", ".jpg", ".webp")), ("--trajectory", args.trajectory, (".gif",))):
+        if path and (Path(path).suffix.lower() not in suffixes or Path(path).is_dir()):
+            raise UsageError(f"{flag} {path}: give a file name that ends in {' or '.join(suffixes)}")
+        if path:
+            writable_folder(Path(path).parent, flag)
     pipeline = load_pipeline(args, device, set_precision(args.precision, device))
     if not args.encodes:
         generate(args, pipeline)

@@ -25,6 +25,7 @@ import distributed
 from atomic import write_atomically, write_json
 from chunks import ChunkStore, write_npz
 from data import LabelledImages, spread
+from download import locate
 from errors import UsageError
 from likelihood import log_likelihood
 from presets import PRESETS, apply_preset
@@ -172,7 +173,10 @@ def main(args):
     check_likelihood_args(args)
     if args.mode == "ODE" and args.reverse:
         raise UsageError("--reverse encodes images to look at: use sample.py; here --likelihood is the task of --data-path")
-    world = distributed.setup()
+    if args.encodes:
+        for flag in {"class_labels", "labels", "num_fid_samples", "preset", "no_png"} & args.given:
+            raise UsageError(f"--{flag.replace('_', '-')} does not go with --likelihood")
+    world = distributed.setup(timeout_hours=24)  # a slow process may end long after the others
     precision = set_precision(args.precision, world.device, args.tf32)
     pipeline = world.main_first(lambda: load_pipeline(args, world.device, precision))
     wrong = [label for label in args.class_labels or () if not 0 <= label < pipeline.recipe.num_classes]
@@ -180,7 +184,7 @@ def main(args):
         raise UsageError(f"--class-labels {wrong[0]}: this model knows the classes 0 to {pipeline.recipe.num_classes - 1}")
     args.precision = precision
 
-    paths = {"model": pipeline.path} | ({"guidance": args.guidance_ckpt} if args.guidance_ckpt else {})
+    paths = {"model": pipeline.path} | ({"guidance": locate(args.guidance_ckpt)} if args.guidance_ckpt else {})
     identity = world.broadcast(identity_of(args, pipeline, paths) if world.is_main else None)
     if args.encodes:
         dataset = LabelledImages(args.data_path, pipeline.recipe)

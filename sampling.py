@@ -137,6 +137,8 @@ def load_pipeline(args, device, precision="fp32"):
     if args.guidance_low > args.guidance_high:
         raise UsageError(f"--guidance-low {args.guidance_low} is above --guidance-high {args.guidance_high}")
     scale, weak = args.cfg_scale, None
+    for flag in {"guidance_ckpt", "guidance_low", "guidance_high"} & args.given if scale == 1 else ():
+        raise UsageError(f"--{flag.replace('_', '-')} needs a --cfg-scale other than 1, which is no guidance")
     if args.guidance_ckpt:
         weak_path, weak_recipe, weak = _load(args.guidance_ckpt, device, dtype)
         for what in ("image_size", "num_classes", "path_type", "prediction", "vae_hash"):

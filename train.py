@@ -32,6 +32,7 @@ from train_utils import (
     fraction,
     latent_shape,
     non_negative,
+    non_negative_int,
     parse_precision_args,
     parse_transport_args,
     parse_vae_arg,
@@ -51,6 +52,7 @@ from training import (
     draw_step,
     ignore_stop_signals,
     learning_rate,
+    load_optimizer,
     refuse_differences,
     update_ema,
 )
@@ -73,16 +75,20 @@ def make_parser():
     group.add_argument("--global-seed", type=int, default=0, help="of everything random")
     group.add_argument("--lr", type=non_negative, default=1e-4, help="AdamW's learning rate, at its peak")
     group.add_argument("--lr-schedule", default="constant", choices=["constant", "cosine"], help="after the warm-up")
-    group.add_argument("--warmup-steps", type=int, default=0, help="steps of linear warm-up")
+    group.add_argument("--warmup-steps", type=non_negative_int, default=0, help="steps of linear warm-up")
     group.add_argument("--grad-clip", type=non_negative, default=0.0, help="largest gradient norm; 0 is no clipping")
     group.add_argument("--ema-decay", type=fraction, default=0.9999, help="of the weights' moving average")
-    group.add_argument("--skip-nonfinite", type=int, default=0, help="steps with bad numbers to pass over before giving up")
+    group.add_argument(
+        "--skip-nonfinite", type=non_negative_int, default=0, help="steps with bad numbers to pass over before giving up"
+    )
     group = parser.add_argument_group("speed and memory")
     parse_precision_args(group)
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
     group.add_argument("--grad-checkpointing", action="store_true", help="recompute activations: less memory, more time")
     group.add_argument("--grad-accum-steps", type=positive_int, default=1, help="parts in which a process does its batch")
-    group.add_argument("--num-workers", type=int, default=4, help="data loading processes for each training process")
+    group.add_argument(
+        "--num-workers", type=non_negative_int, default=4, help="data loading processes for each training process"
+    )
     group = parser.add_argument_group("running")
     group.add_argument("--dry-run", action="store_true", help="print what the run costs, do one step of it, write nothing")
     group.add_argument("--results-dir", default="results", help="where run folders go")
@@ -141,7 +147,7 @@ def make_recipe(args, dataset, autoencoder, shape):
 
 
 def check_flags(args, world):
-    """What one flag cannot know of another."""
+    """The transport; raises UsageError for what one flag cannot know of another."""
     parts = world.size * args.grad_accum_steps
     if args.global_batch_size % parts:
         by = f"{world.size} processes" + (f" x {args.grad_accum_steps} parts" if args.grad_accum_steps > 1 else "")
@@ -155,16 +161,23 @@ def check_flags(args, world):
             raise UsageError(f"--{flag.replace('_', '-')} goes with --eval-every")
     if args.eval_every and not args.eval_ref:
         raise UsageError("--eval-every needs a reference: give --eval-ref")
+    if args.eval_samples < max(4, world.size):
+        raise UsageError(f"--eval-samples {args.eval_samples}: the metrics need 4, and one for each process")
+    transport = transport_from(args)
+    try:
+        _ = transport.ode_interval
+    except ValueError as error:
+        raise UsageError(f"{error}, for the pictures drawn while training too") from error
+    return transport
 
 
 def main(args):
     world = distributed.setup()
     device = world.device
-    precision = set_precision(args.precision, device)
-    check_flags(args, world)
+    args.precision = precision = set_precision(args.precision, device)
+    transport = check_flags(args, world)
 
-    # What is trained: data, autoencoder, transport, model.
-    transport = transport_from(args)
+    # What is trained: data, autoencoder, model.
     cached = is_cache(args.data_path)
     dataset = LatentCache(args.data_path) if cached else open_dataset(args.data_path, args.image_size)
     if len(dataset.classes) != args.num_classes:
@@ -216,7 +229,7 @@ def train(args, world, monitor, dataset, total_steps, precision, path, content):
         load_weights(ema, weights, path)
         load_weights(model, content.get("model", weights), path)
         if "opt" in content:
-            optimizer.load_state_dict(content["opt"])
+            load_optimizer(optimizer, content["opt"], model, path)
             states = list(content["opt"]["state"].values())
             start_step = content.get("step", int(states[0]["step"]) if states else 0)  # published ones do not say it
         del content, weights
@@ -303,6 +316,7 @@ def train(args, world, monitor, dataset, total_steps, precision, path, content):
 
         if step % args.log_every == 0 or step == total_steps:
             numbers.check(world, steps.indices_of, monitor.log)
+            images_guard.share(world)
             monitor.report(step, group["lr"])
         if step % args.ckpt_every == 0 and step < total_steps:
             save(step)

@@ -12,16 +12,23 @@ import torch
 from autoencoder import PUBLISHED as PUBLISHED_VAES
 from errors import UsageError, UserError
 from models import SIT_CONFIGS
-from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, create_transport
+from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, SolverError, create_transport
 
 TRANSPORT_KEYS = ("path_type", "prediction", "loss_weight", "train_eps", "sample_eps")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults, where there is one to show."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, no abbreviated flags, and args.given: the names of the flags that were typed."""
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(*args, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else list(args)
@@ -50,6 +57,13 @@ def positive_int(text):
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return value
+
+
+def non_negative_int(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {text}")
     return value
 
 
@@ -122,6 +136,10 @@ def check_likelihood_args(args):
         raise UsageError("--reverse and --likelihood: give one of them")
     if not args.data_path:
         raise UsageError(f"--{'reverse' if args.reverse else 'likelihood'} needs images: give --data-path")
+    for flag in {"guidance_ckpt", "guidance_low", "guidance_high"} & args.given if args.likelihood else ():
+        raise UsageError(f"--{flag.replace('_', '-')}: --likelihood is that of the model itself, without guidance")
+    for flag in {"num_probes", "exact_divergence", "dequantize"} & args.given if args.reverse else ():
+        raise UsageError(f"--{flag.replace('_', '-')} goes with --likelihood")
     if args.likelihood and "cfg_scale" in args.given and args.cfg_scale != 1:
         raise UsageError("--likelihood is that of the model itself: --cfg-scale must be 1, a guided flow has no density")
     if "cfg_scale" not in args.given:
@@ -225,11 +243,11 @@ def run(main, prog):
     """Call main(); a UserError becomes one line and its exit code, Ctrl-C a quiet exit, anything else a traceback."""
     try:
         sys.exit(main())
-    except UserError as error:
+    except (UserError, SolverError) as error:
         rank = os.environ.get("RANK", "0")
         message = str(error).splitlines()[-1].removeprefix("errors.UserError: ")  # a loader's process adds its traceback
         print(f"{prog}{f' [rank {rank}]' if rank != '0' else ''}: error: {message}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
+        sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
         print(f"\n{prog}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

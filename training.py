@@ -25,6 +25,7 @@ IDENTITY = (
     "ema_decay",
     "class_dropout_prob",
     "no_flip",
+    "precision",
     "vae",
     *TRANSPORT_KEYS,
 )
@@ -75,6 +76,25 @@ def check_data(dataset, recipe, num_images, path):
         raise UserError(f"--data-path: its class folders are not those of {path}: {example}")
 
 
+def load_optimizer(optimizer, state, model, path):
+    """Load AdamW's state, also a published one, which counts the fixed pos_embed among its parameters.
+
+    Keeps the fused kernels, which the number guard needs. Raises UserError where the state is of another model.
+    """
+    places = list(range(len(list(model.parameters()))))
+    (group,) = state["param_groups"]
+    if len(group["params"]) == len(places):
+        places = [i for i, p in enumerate(model.parameters()) if p.requires_grad]
+    else:
+        places = group["params"]
+    moments = {new: state["state"][old] for new, old in enumerate(places) if old in state["state"]}
+    try:
+        optimizer.load_state_dict({"state": moments, "param_groups": [group | {"params": list(range(len(places)))}]})
+    except ValueError as error:
+        raise UserError(f"--ckpt {path}: its optimizer state is that of another model ({error})") from error
+    optimizer.param_groups[0].update(fused=True, foreach=None, capturable=False)
+
+
 class Tolerant(Dataset):
     """A data set whose unreadable images are replaced by the next readable one: (image, label, index that was read)."""
 
@@ -106,11 +126,21 @@ class DataGuard:
             if got != index and index not in self.bad:
                 self.bad.add(index)
                 self.warn(f"WARNING: skipped unreadable image {self.dataset.name(index)}")
-                if len(self.bad) > 0.01 * len(self.dataset):
-                    raise UserError(
-                        f"{len(self.bad)} of {len(self.dataset)} images cannot be read, more than 1 %; "
-                        f"the last is {self.dataset.name(index)}"
-                    )
+                self._stop_if_many(index)
+
+    def share(self, world):
+        """Add what the other processes found. Every process must call it."""
+        found = set().union(*world.gather(self.bad))
+        if found - self.bad:
+            self.bad = found
+            self._stop_if_many(max(found))
+
+    def _stop_if_many(self, index):
+        if len(self.bad) > 0.01 * len(self.dataset):
+            raise UserError(
+                f"{len(self.bad)} of {len(self.dataset)} images cannot be read, more than 1 %; "
+                f"one is {self.dataset.name(index)}"
+            )
 
 
 class NumberGuard:

@@ -18,8 +18,10 @@ def subparsers(parser):
 
 
 def default_of(action):
-    if action.required or action.default in (None, False, argparse.SUPPRESS):
-        return "required" if action.required else ""
+    if action.required:
+        return "required"
+    if action.default is None or action.default is False or action.default is argparse.SUPPRESS:
+        return ""
     return f"`{action.default}`"
 
 

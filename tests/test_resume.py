@@ -1,5 +1,6 @@
 """A run that is killed and started again by the same command is the run that would have been."""
 
+import argparse
 import os
 import random
 import resource
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 
 import train
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, recipe_of, weights_of
 from cli import DIGITS, ENV, call, command, kill_tree, launch, one_line
+from errors import UserError
 
 STEPS = 24
 RUN = "000-SiT-T-8-Linear-velocity-None"
@@ -63,28 +65,40 @@ def start(*argv, processes=1):
     )
 
 
-def kill_at_random(folder, rng, count, processes=1, workers=0):
-    """SIGKILL the run so often, each time some while after it made progress; returns how often it was still running."""
-    killed = 0
-    for _ in range(count):
-        before = len(os.listdir(folder / RUN / "checkpoints")) and checkpoints(folder)[-1:] if folder.exists() else []
-        victim = start(*flags(folder, workers=workers), processes=processes)
-        while victim.poll() is None and checkpoints(folder)[-1:] == before:
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.12))
-        if victim.poll() is None:
-            killed += 1
+def wait_for(condition, process, seconds=120):
+    """Until condition(); fails when the process ends before that, or time does."""
+    until = time.time() + seconds
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode}"
+        assert time.time() < until, "too slow"
+        time.sleep(0.003)
+
+
+def kill_at_random(folder, rng, processes=1, workers=0, steps=STEPS):
+    """SIGKILL the run some while after it made progress, or in the middle of writing a checkpoint."""
+    before = checkpoints(folder)[-1:]
+    victim = start(*flags(folder, "--max-steps", steps, workers=workers), processes=processes)
+    try:
+        wait_for(lambda: checkpoints(folder)[-1:] != before, victim)
+        if rng.random() < 0.5:
+            time.sleep(rng.uniform(0, 0.1))
+        else:
+            wait_for(lambda: list((folder / RUN / "checkpoints").glob(".*.tmp")), victim)
+    finally:
+        alive = victim.poll() is None
         kill_tree(victim)
-    return killed
+    assert alive, "it was to be killed before it had finished"
 
 
 def test_killed_and_resumed_is_the_uninterrupted_run(whole, tmp_path):
     folder = tmp_path / "results"
-    assert kill_at_random(folder, random.Random(0), 2, workers=1) == 2
+    for seed in range(2):
+        kill_at_random(folder, random.Random(seed), workers=1)
     done = launch("train", *flags(folder, workers=2))
     assert done.code == 0, done.err
     assert_equal(load_checkpoint(checkpoints(folder)[-1]), whole)
     assert [path.name for path in folder.iterdir()] == [RUN] and len(checkpoints(folder)) == 3
+    assert not list(folder.rglob("*.tmp"))
     rows = (folder / RUN / "metrics.csv").read_text().splitlines()[1:]
     assert [int(row.split(",")[0]) for row in rows] == list(range(4, STEPS + 1, 4))
     assert "Continuing from" in (folder / RUN / "log.txt").read_text()
@@ -94,45 +108,42 @@ def test_killed_and_resumed_is_the_uninterrupted_run(whole, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_ten_kills(whole, tmp_path, processes):
-    folder = tmp_path / "results"
-    killed = 0
-    for attempt in range(30):
-        if killed >= 10 or (checkpoints(folder) and checkpoints(folder)[-1].stem == f"{STEPS:07d}"):
-            break
-        killed += kill_at_random(folder, random.Random(attempt), 1, processes)
-    done = launch("train", *flags(folder), processes=processes)
-    assert done.code == 0, done.err
-    final = load_checkpoint(checkpoints(folder)[-1])
-    if processes == 1:
-        assert_equal(final, whole)
-    else:
-        straight = launch("train", *flags(tmp_path / "straight"), processes=2)
-        assert straight.code == 0, straight.err
-        assert_equal(final, load_checkpoint(checkpoints(tmp_path / "straight")[-1]))
-    print(f"{processes} process(es): killed {killed} times, equal bit for bit")
+def test_ten_kills(tmp_path, processes):
+    """Ten times killed, at random or during a checkpoint's write; then equal to the uninterrupted run, bit for bit."""
+    folder, steps = tmp_path / "results", 120
+    for kill in range(10):
+        kill_at_random(folder, random.Random(kill), processes, steps=steps)
+    for name in ("results", "straight"):
+        done = launch("train", *flags(tmp_path / name, "--max-steps", steps), processes=processes)
+        assert done.code == 0, done.err
+    ours, theirs = (checkpoints(tmp_path / name)[-1] for name in ("results", "straight"))
+    assert ours.stem == theirs.stem == f"{steps:07d}"
+    assert_equal(load_checkpoint(ours), load_checkpoint(theirs))
 
 
-def test_sigterm_under_torchrun_then_one_process_then_two(whole, tmp_path):
-    """Stopped by SIGTERM with two processes, continued by one, and by two again: equal to rounding."""
+def test_sigterm_under_torchrun(tmp_path):
+    """Both processes end the step, save and leave; resumed, the run is the uninterrupted one, bit for bit."""
+    straight = launch("train", *flags(tmp_path / "straight"), processes=2)
+    assert straight.code == 0, straight.err
     folder = tmp_path / "results"
-    victim = start(*flags(folder, "--log-every", 1), processes=2)
-    while not checkpoints(folder):
-        time.sleep(0.01)
-    os.kill(victim.pid, signal.SIGTERM)  # torchrun hands it on
-    out, _ = victim.communicate(timeout=60)
-    assert victim.returncode != 0
-    log = (folder / RUN / "log.txt").read_text()
-    assert "Stopped by signal 15" in log, out
+    victim = start(*flags(folder), processes=2)
+    try:
+        wait_for(lambda: checkpoints(folder), victim)
+        os.kill(victim.pid, signal.SIGTERM)  # torchrun hands it on
+        out, _ = victim.communicate(timeout=60)
+    finally:
+        kill_tree(victim)
     stopped = int(checkpoints(folder)[-1].stem)
-    assert f"Stopped by signal 15 at step {stopped}" in log and stopped < STEPS
-    middle = (stopped + STEPS) // 2
-    done = launch("train", *flags(folder, "--max-steps", middle, "--lr-schedule", "cosine"), processes=1)
+    assert f"Stopped by signal 15 at step {stopped}" in (folder / RUN / "log.txt").read_text(), out
+    assert stopped < STEPS and "FAILED" not in out
+    done = launch("train", *flags(folder), processes=2)
     assert done.code == 0, done.err
+    ours, theirs = (load_checkpoint(checkpoints(tmp_path / name)[-1]) for name in ("results", "straight"))
+    assert_equal(ours, theirs)
 
 
 def test_two_processes_and_back(tmp_path):
-    """One process, then two, then one: the constant schedule lets --max-steps move."""
+    """One process, then two, then one: equal to rounding. The constant schedule lets --max-steps move."""
     plain = ["--lr-schedule", "constant"]
     assert launch("train", *flags(tmp_path / "a", *plain)).code == 0
     for steps, processes in ((6, 1), (14, 2), (STEPS, 1)):
@@ -145,11 +156,13 @@ def test_two_processes_and_back(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_exit_code_of_a_signal(tmp_path, number):
-    victim = start(*flags(tmp_path))
-    while not checkpoints(tmp_path):
-        time.sleep(0.01)
-    victim.send_signal(number)
-    out, _ = victim.communicate(timeout=60)
+    victim = start(*flags(tmp_path, "--max-steps", 1000))
+    try:
+        wait_for(lambda: checkpoints(tmp_path), victim)
+        victim.send_signal(number)
+        out, _ = victim.communicate(timeout=60)
+    finally:
+        kill_tree(victim)
     assert victim.returncode == 128 + number and f"Stopped by signal {int(number)}" in out
 
 
@@ -164,13 +177,54 @@ def test_damaged_checkpoints_are_named_and_skipped(whole, tmp_path, capsys):
     content[len(content) // 2] ^= 0xFF  # one flipped byte
     newest.write_bytes(content)
     cut = newest.with_name("0000099.pt")
+    (tmp_path / RUN / "metrics.csv").write_text("")  # a row that was being written when the disk was full
     cut.write_bytes(older.read_bytes()[:-1000])
     result = resume(capsys, tmp_path, "--max-steps", 8, "--lr-schedule", "constant")
     assert result.code == 0, result.err
     log = (tmp_path / RUN / "log.txt").read_text()
     for damaged in (newest, cut):
-        assert f"skipped a damaged checkpoint: --ckpt {damaged}" in log
+        assert f"now {damaged.name}.damaged: --ckpt {damaged}" in log
+    assert newest.exists() and not cut.exists()  # made anew; set aside
     assert f"Continuing from {older}, step 4" in log
+
+
+def test_any_flipped_byte_is_a_user_error(tmp_path):
+    path = tmp_path / "c.pt"
+    torch.save({"pos_embed": torch.arange(8.0), "step": 3}, path)
+    whole_file = path.read_bytes()
+    harmless = 0
+    for place in range(0, len(whole_file), 3):
+        damaged = bytearray(whole_file)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint(path)
+            harmless += 1  # a date, or padding
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert harmless < len(whole_file) / 3 / 2
+
+
+def test_a_published_optimizer_state_is_understood(tmp_path, capsys):
+    """It counts pos_embed among its parameters, says nothing of the step, and has its args in a Namespace."""
+    assert resume(capsys, tmp_path, "--max-steps", 2, "--lr-schedule", "constant").code == 0
+    content = load_checkpoint(checkpoints(tmp_path)[-1])
+    model = recipe_of(content, weights_of(content)).build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0)
+    places = [i for i, p in enumerate(model.parameters()) if p.requires_grad]
+    states = {old: content["opt"]["state"][new] for new, old in enumerate(places)}
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    args = argparse.Namespace(**{key: content["args"][key] for key in ("model", "image_size", "num_classes", "path_type")})
+    published = tmp_path / "published.pt"
+    torch.save({"model": content["model"], "ema": content["ema"], "opt": optimizer.state_dict(), "args": args}, published)
+    more = ["--max-steps", 4, "--lr-schedule", "constant"]
+    assert resume(capsys, tmp_path, *more).code == 0
+    argv = [flag for flag in flags(tmp_path / "p", "--ckpt", published, *more) if flag != "--resume"]
+    result = call(capsys, "train", *argv)
+    assert result.code == 0, result.err
+    ours, theirs = (load_checkpoint(checkpoints(folder)[-1]) for folder in (tmp_path / "p", tmp_path))
+    assert_equal(ours["model"], theirs["model"])
+    assert ours["step"] == 4
 
 
 def test_other_flags_are_refused_by_name(tmp_path, capsys):
@@ -248,20 +302,16 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
 
 
 def test_a_dead_rank_takes_the_job_down_and_restarts_bring_it_back(tmp_path):
-    argv = [*flags(tmp_path), "--max-steps", 400]
+    argv = [*flags(tmp_path), "--max-steps", 4000]
     launcher = command("train", *argv, processes=2)
     launcher.insert(launcher.index("--standalone"), "--max-restarts=1")
     process = subprocess.Popen(launcher, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENV)
-    while not checkpoints(tmp_path):
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    killed = time.time()
     log = tmp_path / RUN / "log.txt"
-    while "FAILED" not in log.read_text() and time.time() - killed < 60:
-        time.sleep(0.1)
-    assert "FAILED" in log.read_text().splitlines()[-1]
-    while "Continuing from" not in log.read_text() and time.time() - killed < 100:
-        time.sleep(0.1)
-    assert "Continuing from" in log.read_text()
-    kill_tree(process)
+    try:
+        wait_for(lambda: checkpoints(tmp_path), process)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        wait_for(lambda: "FAILED" in log.read_text().splitlines()[-1], process, 60)
+        wait_for(lambda: "Continuing from" in log.read_text(), process)
+    finally:
+        kill_tree(process)

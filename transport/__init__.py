@@ -1,5 +1,6 @@
 """Interpolants, losses and samplers of SiT (arXiv 2401.08740). Knows nothing of images, files or flags."""
 
+from .integrators import SolverError
 from .path import DIFFUSION_FORMS, GVPCPlan, ICPlan, VPCPlan
 from .sampler import LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler
 from .transport import ModelType, PathType, Transport, WeightType
@@ -14,6 +15,7 @@ __all__ = [
     "ModelType",
     "PathType",
     "Sampler",
+    "SolverError",
     "Transport",
     "VPCPlan",
     "WeightType",

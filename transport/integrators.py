@@ -10,6 +10,10 @@ ADAPTIVE_METHODS = (*STEPPING_METHODS, "scipy_solver")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams")
 
 
+class SolverError(RuntimeError):
+    """An adaptive solver gave up: its step shrank to nothing, or the network's output was not finite."""
+
+
 def bounds(a, b, edges, like):
     """Smallest and largest time at which the drift may be asked between a and b: just inside an end that is an edge, so
     that each side of a jump sees its own drift. Scalars of like's dtype and device."""
@@ -26,7 +30,7 @@ def integrate_ode(drift, state, t0, t1, *, method, num_steps, atol, rtol, edges=
     rtol demand, and exactly onto each time in edges, where the drift may jump. The drift is never asked outside the
     interval: an adaptive solver would otherwise step past its end and interpolate back, and its first probing step may
     be of any size. on_step() is called for every step but those of SciPy's solver, which hides its own. Returns the
-    final state alone, or, with trajectory, a list of num_steps states at equal times. Raises RuntimeError when an
+    final state alone, or, with trajectory, a list of num_steps states at equal times. Raises SolverError when an
     adaptive solver gives up.
     """
     is_tuple = isinstance(state, tuple)
@@ -57,10 +61,10 @@ def integrate_ode(drift, state, t0, t1, *, method, num_steps, atol, rtol, edges=
         try:
             solution = odeint(inside, state, times, method=method, atol=atol, rtol=rtol, options=options)
         except AssertionError as error:  # how torchdiffeq says that its step shrank to nothing
-            raise RuntimeError(f"{failure} ({error})") from error
+            raise SolverError(f"{failure} ({str(error).splitlines()[0][:80]})") from error
         reached = len(solution[0] if is_tuple else solution)
         if reached != len(times):
-            raise RuntimeError(failure)
+            raise SolverError(failure)
         if trajectory:
             asked_for = bool((grid == ends[1]).any())  # an edge need not be one of the grid's times
             wanted = reached if asked_for else reached - 1
