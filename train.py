@@ -40,6 +40,7 @@ from train_utils import (
     run,
     set_precision,
     transport_from,
+    writable_folder,
 )
 from training import (
     DataGuard,
@@ -123,6 +124,7 @@ def find_start(args, name, warn):
     runs = RunFolder.find(args.results_dir, name) if args.resume else []
     for folder in runs:
         if (flags := folder.flags()) is not None and not differences(args, flags):
+            writable_folder(folder.path, "--results-dir")
             return folder, *folder.newest_checkpoint(warn)
     for folder in runs:
         if (flags := folder.flags()) is not None:

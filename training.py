@@ -81,12 +81,10 @@ def load_optimizer(optimizer, state, model, path):
 
     Keeps the fused kernels, which the number guard needs. Raises UserError where the state is of another model.
     """
-    places = list(range(len(list(model.parameters()))))
     (group,) = state["param_groups"]
-    if len(group["params"]) == len(places):
-        places = [i for i, p in enumerate(model.parameters()) if p.requires_grad]
-    else:
-        places = group["params"]
+    parameters, places = list(model.parameters()), group["params"]
+    if len(places) == len(parameters):
+        places = [i for i, p in enumerate(parameters) if p.requires_grad]
     moments = {new: state["state"][old] for new, old in enumerate(places) if old in state["state"]}
     try:
         optimizer.load_state_dict({"state": moments, "param_groups": [group | {"params": list(range(len(places)))}]})

@@ -9,7 +9,7 @@ from cli import ENV, ROOT, Result, one_line
 BENCHMARK = [sys.executable, str(ROOT / "benchmarks" / "benchmark.py")]
 
 
-def benchmark(*argv, timeout=60):
+def benchmark(*argv, timeout=300):
     done = subprocess.run([*BENCHMARK, *map(str, argv)], capture_output=True, text=True, timeout=timeout, env=ENV)
     return Result(done.returncode, done.stdout, done.stderr)
 
