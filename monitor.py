@@ -86,7 +86,7 @@ class Monitor:
         )
         if path:
             self.log(f"Continuing from {path}, step {start_step:,}")
-        self.folder.write_flags(args)
+        self.folder.write_flags(args, total_steps)
         self.folder.rewind(start_step)
         self.wandb = self.folder.start_wandb(args) if args.wandb else None
         self.progress = tqdm(total=total_steps, initial=start_step, disable=None, unit="step")

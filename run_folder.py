@@ -57,9 +57,9 @@ class RunFolder:
         folders = [path for path in Path(results_dir).glob(f"*-{name}") if re.fullmatch(r"\d{3,}", path.name.split("-")[0])]
         return [cls(path) for path in sorted(folders, key=lambda path: int(path.name.split("-")[0]), reverse=True)]
 
-    def write_flags(self, args):
-        """Record what the run is, before its first checkpoint."""
-        write_json(self.path / "flags.json", {key: getattr(args, key) for key in IDENTITY})
+    def write_flags(self, args, total_steps):
+        """Record what the run is and where it shall end, before its first checkpoint."""
+        write_json(self.path / "flags.json", {key: getattr(args, key) for key in IDENTITY} | {"total_steps": total_steps})
 
     def flags(self):
         """The recorded flags, or None for a folder that has none (a run that was killed before it began)."""
@@ -67,6 +67,10 @@ class RunFolder:
             return json.loads((self.path / "flags.json").read_text())
         except (OSError, ValueError):
             return None
+
+    def is_finished(self):
+        steps = [int(path.stem) for path in self.checkpoints.glob("*.pt")]
+        return max(steps, default=-1) >= self.flags()["total_steps"]
 
     def newest_checkpoint(self, warn):
         """(path, content) of the newest whole checkpoint, or (None, None); each damaged one is named and passed over."""

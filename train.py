@@ -127,7 +127,7 @@ def find_start(args, name, warn):
             writable_folder(folder.path, "--results-dir")
             return folder, *folder.newest_checkpoint(warn)
     for folder in runs:
-        if (flags := folder.flags()) is not None:
+        if (flags := folder.flags()) is not None and not folder.is_finished():
             refuse_differences(args, flags, f"--resume: the run {folder.path}")
     return None, None, None
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -229,12 +230,19 @@ def test_a_published_optimizer_state_is_understood(tmp_path, capsys):
 
 def test_other_flags_are_refused_by_name(tmp_path, capsys):
     assert resume(capsys, tmp_path, "--max-steps", 2).code == 0
-    one_line(resume(capsys, tmp_path, "--lr", 2e-3), 2, "--lr 0.001 (now 0.002)", RUN)
     (path,) = checkpoints(tmp_path)
     argv = [flag for flag in flags(tmp_path, "--ckpt", path, "--ema-decay", 0.5) if flag != "--resume"]
     one_line(call(capsys, "train", *argv), 2, "--ema-decay 0.9999 (now 0.5)", path)
     one_line(resume(capsys, tmp_path, "--ckpt", path), 2, "--ckpt and --resume")
     assert len(list(tmp_path.iterdir())) == 1
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(tmp_path / RUN, unfinished / RUN)
+    file = unfinished / RUN / "flags.json"
+    file.write_text(file.read_text().replace('"total_steps": 2', '"total_steps": 24'))
+    one_line(resume(capsys, unfinished, "--lr", 2e-3), 2, "--lr 0.001 (now 0.002)", RUN)
+    assert len(list(unfinished.iterdir())) == 1
+    assert resume(capsys, tmp_path, "--max-steps", 2, "--lr", 2e-3).code == 0  # beside a finished run, a new one
+    assert (tmp_path / RUN.replace("000", "001")).is_dir()
 
 
 def test_bad_numbers_stop_the_run_before_the_weights(tmp_path, capsys, monkeypatch):
