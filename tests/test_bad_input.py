@@ -84,7 +84,8 @@ def test_wrong_folders_of_train(capsys, images, tmp_path):
 
 def test_no_permission_to_write(capsys, tmp_path):
     (tmp_path / "file").touch()
-    one_line(call(capsys, "train", *DIGITS, *TRAIN, "--results-dir", tmp_path / "file" / "r"), 1, "--results-dir")
+    for folder in (tmp_path / "file" / "r", "/proc/results"):  # the second is read-only even for root
+        one_line(call(capsys, "train", *DIGITS, *TRAIN, "--results-dir", folder), 1, f"--results-dir {folder}", "cannot write")
 
 
 class Evil:
