@@ -143,6 +143,7 @@ def test_sigterm_under_torchrun(tmp_path):
     assert_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_two_processes_and_back(tmp_path):
     """One process, then two, then one: equal to rounding. The constant schedule lets --max-steps move."""
     plain = ["--lr-schedule", "constant"]
