@@ -166,8 +166,8 @@ def test_killed_anywhere_and_resumed_makes_the_same_files(capsys, monkeypatch, a
 
 def test_two_processes_go_on_where_killed_ones_stopped(capsys, whole, images, tmp_path):
     out = tmp_path / "cache"
-    assert killed(flags(images, out), 8) and chunks(out) == 1
-    assert killed(flags(images, out), 5) and chunks(out) == 2
+    assert killed(flags(images, out), 11) and chunks(out) == 1
+    assert killed(flags(images, out), 6) and chunks(out) == 2
     train = ["--data-path", out, "--image-size", SIZE, "--vae", VAE, "--num-classes", 3, "--results-dir", tmp_path / "r"]
     one_line(call(capsys, "train", *train), 1, "incomplete cache", "encode_latents.py again")
     one_line(call(capsys, "encode_latents", *flags(images, out, "--batch-size", 8)), 2, "batch size 4, not 8")
@@ -184,7 +184,7 @@ def test_a_cache_whose_moments_are_gone_is_begun_again(capsys, whole, images, tm
 
 
 def test_a_full_disk_is_one_clear_line_and_costs_nothing(capsys, monkeypatch, whole, images, tmp_path):
-    fsync, left = os.fsync, itertools.count(3, -1)
+    fsync, left = os.fsync, itertools.count(5, -1)
 
     def full(descriptor):
         if next(left) <= 0:
