@@ -116,6 +116,7 @@ def test_label_rules():
     assert labels(20) == labels(20) != labels(20, "--global-seed", "1")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_steps(trained, tmp_path):
     """Peak memory of the whole process, a long SDE beside a short one."""
     script = (
