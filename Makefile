@@ -1,11 +1,12 @@
 # make demo   trains a small SiT on handwritten digits and draws some: see demo/
 # make test   runs the tests
-# Both make .venv first; PYTHON and VENV choose another interpreter or place.
+# Both make .venv first; PYTHON and VENV choose another interpreter or place, DEMO and PRECISION another demo.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+PRECISION ?= fp32
 DIGITS := --data-path builtin:digits --vae assets/digits-vae --image-size 32 --num-classes 10
 GUIDANCE := --cfg-scale 2.75 --cfg-channels all
 # Multi-process tests on few cores: threads that spin while they wait would slow each other tenfold.
@@ -28,14 +29,15 @@ demo-train: install
 	rm -rf $(DEMO)
 	$(BIN)/python train.py $(DIGITS) --model SiT-T/2 --results-dir $(DEMO)/results --max-steps 1700 \
 	  --global-batch-size 128 --lr 2e-3 --warmup-steps 100 --lr-schedule cosine --grad-clip 1 --ema-decay 0.998 \
-	  --cfg-scale 2 --log-every 50 --sample-every 500 --num-workers 1
+	  --cfg-scale 2 --log-every 50 --sample-every 500 --num-workers 1 --precision $(PRECISION)
 
 # Sample i is of class i mod 10, so 200 samples are 20 of each digit.
 demo-samples: install
 	ckpt=$$(ls $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1); \
 	for mode in "ODE --sampling-method dopri5" "SDE --num-sampling-steps 60"; do \
 	  $(BIN)/python sample_ddp.py $$mode --ckpt $$ckpt $(GUIDANCE) --class-labels 0 1 2 3 4 5 6 7 8 9 \
-	    --num-fid-samples 200 --per-proc-batch-size 100 --no-png --sample-dir $(DEMO)/samples || exit 1; \
+	    --num-fid-samples 200 --per-proc-batch-size 100 --no-png --sample-dir $(DEMO)/samples \
+	    --precision $(PRECISION) || exit 1; \
 	done; \
 	$(BIN)/python sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 \
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif

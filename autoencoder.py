@@ -33,7 +33,7 @@ class PixelSpace:
     def latents(self, mean, std, noise):
         return mean
 
-    def decode(self, latents):
+    def decode(self, latents, tiling=False):
         return latents
 
 
@@ -67,9 +67,16 @@ class LatentSpace:
         return (mean + std * noise - self.shift) * self.scale
 
     @torch.no_grad()
-    def decode(self, latents):
-        """Latents as the network sees them -> pixels."""
-        return self.vae.decode(latents / self.scale + self.shift).sample
+    def decode(self, latents, tiling=False):
+        """Latents as the network sees them -> pixels.
+
+        tiling: images larger than the autoencoder was trained on in overlapping tiles of that size, blended where they
+        meet. It bounds memory, and changes pixels somewhat: normalisation and attention see a tile, not the image.
+        """
+        self.vae.use_tiling = tiling
+        pixels = self.vae.decode(latents / self.scale + self.shift).sample
+        self.vae.use_tiling = False  # never for encoding: training has seen latents of whole images
+        return pixels
 
 
 def load_autoencoder(name):

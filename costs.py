@@ -128,6 +128,29 @@ def autoencoder_flops(image_size):
     return encode.get_total_flops(), decode.get_total_flops()
 
 
+def synchronize(device):
+    """Wait until a GPU has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_peak(device, precision, sizes=None, turns=5):
+    """FLOP/s of the best of turns products of square matrices of each of sizes, measured: what a share of peak is of.
+
+    precision: fp32, tf32 or bf16, of which set_precision has settled the first two.
+    """
+    dtype, best = torch.bfloat16 if precision == "bf16" else torch.float32, 0.0
+    for size in sizes or ((8192,) if device.type == "cuda" else (1024,)):
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        for _ in range(turns):
+            synchronize(device)
+            started = time.perf_counter()
+            a @ b
+            synchronize(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - started))
+    return best
+
+
 class PeakMemory:
     """The most bytes in use since it was made, above what was in use then: by tensors on a GPU, else by the process.
 
@@ -172,7 +195,7 @@ class DryRun:
         args, config, processes = self.args, self.recipe.model_args, self.world.size
         batch, again = args.global_batch_size, args.grad_checkpointing
         micro = batch // processes // args.grad_accum_steps
-        self.flops = step_flops(config, batch, again)
+        self.flops, self.peak = step_flops(config, batch, again), matrix_peak(self.world.device, precision)
         states, activations = training_bytes(config, micro, precision, again)
         self._print("model", f"{args.model}, latents {self.latent_shape}, {sum(p.numel() for p in trained):,} parameters")
         self._print("batch", f"{batch} images on {processes} process(es), {micro} at a time, {precision}")
@@ -191,16 +214,16 @@ class DryRun:
         self.started = time.time()
 
     def report(self, step, lr):
-        if self.world.device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(self.world.device)
         self.seconds = time.time() - self.started
 
     def save(self, step, content):
         return True
 
     def finish(self, line):
-        speed = self.flops / self.world.size / self.seconds / 1e12
-        took = f"{self.seconds:.2f} s, {speed:.3g} TFLOP/s and {gb(self.memory.read())} at the peak in a process"
+        speed = self.flops / self.world.size / self.seconds
+        share = f"{speed / 1e12:.3g} TFLOP/s ({speed / self.peak:.0%} of what its matrix products reach)"
+        took = f"{self.seconds:.2f} s; in a process, {share} and {gb(self.memory.read())} at the peak"
         self._print("first step", f"{took}; it includes warming up")
 
     def _nothing(self, *args):

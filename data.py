@@ -39,8 +39,8 @@ def load_image(path, size):
     """Read, crop and convert one file to uint8 (3, size, size). Raises UserError naming a file that cannot be read."""
     try:
         with Image.open(path) as image:
-            # JPEGs decode at half, quarter or eighth size for free, by the same 2 x 2 averages as a box filter in
-            # the frequency domain; not the same pixels, so the crop below does all the halving itself.
+            # In full, not by JPEG's draft mode, which would halve for free: Pillow's box filter rounds up on both axes,
+            # so that draft's halves are darker by half a level each, and colours stored at half resolution differ more.
             return pil_to_tensor(center_crop(image.convert("RGB"), size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read image {path}: {error}") from error

@@ -227,7 +227,9 @@ def make_parser():
     parser.add_argument("--ref", required=True, help=f"the same, or a .npz with {', '.join(STATISTICS)}")
     parser.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception (its own download)")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images at once, in each process")
-    parser.add_argument("--precision", choices=["fp32", "tf32"], default="fp32", help="of the Inception; bf16 changes FID")
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="of the Inception; published FIDs are fp32"
+    )
     parser.add_argument("--save-stats", metavar="FILE.npz", help="also save the measured reference, for a later --ref")
     parser.add_argument("--out", metavar="FILE.json", help="results and settings (SAMPLES.eval.json beside the samples)")
     return parser
@@ -244,9 +246,10 @@ def check_outputs(args):
             writable_folder(Path(path).parent, flag)
 
 
-def show(results, num_samples, reference):
+def show(results, num_samples, reference, precision="fp32"):
     """Print what evaluate gives as a table, and one line for each thing that limits what it means."""
     warnings = {
+        "features in bf16: their FID does not compare with that of float32 features": precision == "bf16",
         f"FID is biased upwards by few samples: {num_samples} do not compare with FID-50K": num_samples < 50_000,
         f"the covariance of {POOL} features of {num_samples} samples is singular": num_samples <= POOL,
         "no precision and recall: the reference has neither images nor their features": reference.features is None,
@@ -268,12 +271,13 @@ def main(args):
     inception = load_inception(args.inception_weights, world.device)
     measure = partial(shared_features, inception=inception, batch_size=args.batch_size, world=world)
     started = time.time()
-    features = measure(samples, title="samples")
-    speed = len(samples) / (time.time() - started)
-    reference = measure_reference(opened, partial(measure, title="reference"))
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+        features = measure(samples, title="samples")
+        speed = len(samples) / (time.time() - started)
+        reference = measure_reference(opened, partial(measure, title="reference"))
     if world.is_main:
         results = evaluate(features, reference, world.device)
-        show(results, len(samples), reference)
+        show(results, len(samples), reference, args.precision)
         weights = args.inception_weights
         settings = {key: value for key, value in vars(args).items() if key != "given"}
         settings.update(

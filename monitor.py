@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from autoencoder import to_uint8
 from checkpoint import save_checkpoint
+from costs import matrix_peak, step_flops
 from errors import UserError
 from evaluate import (
     NEIGHBOURS,
@@ -72,6 +73,9 @@ class Monitor:
     def begin(self, trained, dataset, precision, start_step, total_steps, path):
         """Describe the run, and open what it writes to."""
         args, world = self.args, self.world
+        # The arithmetic of a step in this process, and the rate at which it could be done.
+        self.flops = step_flops(self.recipe.model_args, args.global_batch_size // world.size)
+        self.peak = matrix_peak(world.device, precision)
         self.total_images, self.logged_step, self.logged_time, self.waited = len(dataset), start_step, time.time(), 0.0
         if not world.is_main:
             return
@@ -82,7 +86,8 @@ class Monitor:
         self.log(f"{len(dataset):,} images in {args.num_classes} classes from {args.data_path}")
         share = args.global_batch_size // world.size
         self.log(
-            f"{world.size} process(es) on {world.device.type}, {share} images each; steps {start_step:,} to {total_steps:,}"
+            f"{world.size} process(es) on {world.device.type}, {share} images each, matrix products reach "
+            f"{self.peak / 1e12:.3g} TFLOP/s; steps {start_step:,} to {total_steps:,}"
         )
         if path:
             self.log(f"Continuing from {path}, step {start_step:,}")
@@ -111,10 +116,12 @@ class Monitor:
         steps_per_second = (step - self.logged_step) / seconds
         values = dict(loss=loss / count, grad_norm=norm / count, lr=lr)
         values["images_per_second"] = steps_per_second * self.args.global_batch_size
+        values["share_of_peak"] = steps_per_second * self.flops / self.peak
         if self.world.is_main:
             self.log(
                 f"(step={step:07d}) Train Loss: {values['loss']:.4f}, Train Steps/Sec: {steps_per_second:.2f}, "
-                f"Images/Sec: {values['images_per_second']:.1f}, Grad Norm: {values['grad_norm']:.3f}, LR: {lr:.2e}, "
+                f"Images/Sec: {values['images_per_second']:.1f}, Share of Peak: {values['share_of_peak']:.0%}, "
+                f"Grad Norm: {values['grad_norm']:.3f}, LR: {lr:.2e}, "
                 f"Epoch: {step * self.args.global_batch_size / self.total_images:.2f}, "
                 f"Waited for Data: {self.waited / seconds:.0%}"
             )

@@ -26,8 +26,8 @@ from train_utils import (
     parse_likelihood_args,
     parse_model_args,
     parse_ode_args,
-    parse_precision_args,
     parse_sde_args,
+    parse_speed_args,
     parse_transport_args,
     positive_int,
     run,
@@ -51,7 +51,7 @@ def make_parser():
         group.add_argument("--seed", type=int, default=0, help="noise of picture i depends on it and on i alone")
         group.add_argument("--out", default="sample.png", help="file for the picture")
         group.add_argument("--trajectory", metavar="FILE.gif", help="also draw the way from noise to image")
-        parse_precision_args(group)
+        parse_speed_args(sub)
         parse_guidance_args(sub, cfg_scale=4.0)
         parse_transport_args(sub)
         if mode == "ODE":
@@ -98,11 +98,11 @@ def generate(args, pipeline):
     states = sample(z, network, y=labels.to(device))
     seconds = time.time() - started
     columns = args.num_samples_per_class if args.num_samples_per_class > 1 else min(4, len(labels))
-    save_picture(pipeline.decode(states[-1]), args.out, columns)
+    save_picture(pipeline.decode(states[-1]).cpu(), args.out, columns)
     print(f"{args.out}: {len(labels)} samples, {network.calls} network calls, {seconds:.1f} s")
     if args.trajectory:
         picked = sorted({round(i) for i in np.linspace(0, len(states) - 1, 40)})
-        save_gif([pipeline.decode(states[i]) for i in picked], args.trajectory, columns)
+        save_gif([pipeline.decode(states[i]).cpu() for i in picked], args.trajectory, columns)
         print(f"{args.trajectory}: {len(picked)} of {len(states)} states")
 
 
@@ -126,7 +126,7 @@ def encode(args, pipeline, dataset, indices):
     back = sampler_from(args, pipeline.transport, network.edges)(z, network, y=y)[-1]
     file = Path(args.out).with_suffix(".npz")
     np.savez(file, z=z.cpu().numpy(), labels=labels.numpy(), names=np.array([dataset.name(i) for i in indices]))
-    pairs = torch.stack([images.permute(0, 2, 3, 1), pipeline.decode(back)], 1).flatten(0, 1)
+    pairs = torch.stack([images.permute(0, 2, 3, 1), pipeline.decode(back).cpu()], 1).flatten(0, 1)
     save_picture(pairs, args.out, columns=8)
     error = (back - x).square().mean().sqrt().item()
     print(f"{file}: encodings z {tuple(z.shape)}, mean {z.mean():.3f}, std {z.std():.3f}")

@@ -14,6 +14,7 @@ import io
 import json
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,8 @@ from train_utils import (
     parse_likelihood_args,
     parse_model_args,
     parse_ode_args,
-    parse_precision_args,
     parse_sde_args,
+    parse_speed_args,
     parse_transport_args,
     positive_int,
     run,
@@ -70,7 +71,7 @@ def make_parser():
         group.add_argument(
             "--tf32", default=True, action=argparse.BooleanOptionalAction, help="on GPUs, unless --precision says"
         )
-        parse_precision_args(group)
+        parse_speed_args(sub)
         parse_guidance_args(sub, cfg_scale=1.0)
         parse_transport_args(sub)
         if mode == "ODE":
@@ -91,19 +92,15 @@ def label_of(args, num_classes, index):
     return int(torch.randperm(num_classes, generator=generator("cpu", args.global_seed, "balanced", block))[place])
 
 
-def draw_chunk(args, pipeline, indices, png_folder):
-    """Samples of these indices: dict of arrays for the chunk's file."""
+def draw_chunk(args, pipeline, indices):
+    """Samples of these indices: dict of arrays for the chunk's file, of which the images are still on the device."""
     labels = torch.tensor([label_of(args, pipeline.recipe.num_classes, i) for i in indices])
     streams, steps = SampleStreams(args.global_seed, indices), []
     network, device = pipeline.model, pipeline.device
     calls = network.calls
     sample = sampler_from(args, pipeline.transport, network.edges, streams.randn_like, on_step=lambda: steps.append(1))
     latents = sample(streams.randn(pipeline.latent_shape, device), network, y=labels.to(device))[-1]
-    images = pipeline.decode(latents).numpy()
-    if png_folder:
-        for index, image in zip(indices, images):
-            Image.fromarray(image).save(png_folder / f"{index:06d}.png")
-    return dict(images=images, labels=labels.numpy(), calls=network.calls - calls, steps=len(steps))
+    return dict(images=pipeline.decode(latents), labels=labels.numpy(), calls=network.calls - calls, steps=len(steps))
 
 
 def score_chunk(args, pipeline, dataset, indices):
@@ -112,6 +109,15 @@ def score_chunk(args, pipeline, dataset, indices):
     images, labels = dataset.batch(indices)
     nats, bits = log_likelihood(pipeline, args, images, labels, SampleStreams(args.global_seed, indices))
     return dict(nats=nats.numpy(), bits=bits.numpy(), labels=labels.numpy(), calls=pipeline.model.calls - calls)
+
+
+def keep_chunk(store, chunk, arrays, png_folder):
+    """Write a chunk's file and pictures: in a thread, so that the device draws the next chunk meanwhile."""
+    if "images" in arrays:
+        arrays["images"] = arrays["images"].cpu().numpy()
+    for index, image in zip(store.indices(chunk), arrays["images"]) if png_folder else ():
+        Image.fromarray(image).save(png_folder / f"{index:06d}.png")
+    store.save(chunk, **arrays)
 
 
 def mean_and_error(values):
@@ -210,13 +216,17 @@ def main(args):
     own = missing[world.rank :: world.size]
     made = sum(len(store.indices(chunk)) for chunk in missing)
     progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if world.is_main else True, unit="image")
-    for chunk in own:
-        if args.encodes:
-            arrays = score_chunk(args, pipeline, dataset, [indices[i] for i in store.indices(chunk)])
-        else:
-            arrays = draw_chunk(args, pipeline, store.indices(chunk), png_folder)
-        store.save(chunk, **arrays)
-        progress.update(len(store.indices(chunk)))
+    with ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(bool)  # nothing yet
+        for chunk in own:
+            if args.encodes:
+                arrays = score_chunk(args, pipeline, dataset, [indices[i] for i in store.indices(chunk)])
+            else:
+                arrays = draw_chunk(args, pipeline, store.indices(chunk))
+            writing.result()  # no more than one chunk waits to be written, and its failure is ours
+            writing = writer.submit(keep_chunk, store, chunk, arrays, png_folder)
+            progress.update(len(store.indices(chunk)))
+        writing.result()
     progress.close()
     world.barrier()
     if world.is_main:

@@ -43,8 +43,9 @@ class GuidedModel(nn.Module):
 
     def forward(self, x, t, y):
         self.calls += 1
+        torch.compiler.cudagraph_mark_step_begin()
         if not self._acts(t):
-            return self.model(x, t, y)
+            return self.model(x, t, y).clone()  # a CUDA graph writes its next output over this one
         if self.weak is None:
             both = torch.cat([y, torch.full_like(y, self.null_class)])
             out = self.model.forward_with_cfg(torch.cat([x, x]), torch.cat([t, t]), both, self.scale, self.channels)
@@ -66,12 +67,25 @@ class Pipeline:
     autoencoder: object
     latent_shape: tuple
     device: torch.device
+    vae_batch_size: int
+    vae_tiling: bool
 
     @torch.no_grad()
-    def decode(self, latents, batch_size=32):
-        """Latents (N, C, h, w) -> uint8 images (N, H, W, 3) on the CPU, so many at a time."""
-        parts = latents.float().split(batch_size)
-        return torch.cat([to_uint8(self.autoencoder.decode(part)).cpu() for part in parts])
+    def decode(self, latents):
+        """Latents (N, C, h, w) -> uint8 images (N, H, W, 3), vae_batch_size at a time."""
+        parts = latents.float().split(self.vae_batch_size)
+        return torch.cat([to_uint8(self.autoencoder.decode(part, self.vae_tiling)) for part in parts])
+
+
+def compile_network(model, encodes=False):
+    """torch.compile the network in place, for sampling: one graph for each batch size, since guidance may double it.
+
+    On GPUs the graphs are replayed as CUDA graphs, without launching kernel by kernel; not where gradients are wanted
+    (encodes), which run through a graph more than once.
+    """
+    if encodes:
+        torch._functorch.config.donated_buffer = False  # likelihood goes back through a graph that it keeps
+    model.forward = torch.compile(model.forward, dynamic=False, mode=None if encodes else "reduce-overhead")
 
 
 def _check_flags(args, recipe, path):
@@ -149,9 +163,16 @@ def load_pipeline(args, device, precision="fp32"):
         if "cfg_scale" in args.given:
             raise UsageError(f"--cfg-scale {scale}: {path} was trained without a null class, so only 1 is possible")
         scale = 1.0
+    if args.compile:
+        compile_network(model, encodes=args.encodes)
+        if weak:
+            compile_network(weak, encodes=args.encodes)
     channels = None if args.cfg_channels == "all" else int(args.cfg_channels)
     guided = GuidedModel(model, scale, recipe.null_class, channels, args.guidance_low, args.guidance_high, weak)
-    return Pipeline(path, recipe, guided, transport, autoencoder, shape, device)
+    if args.vae_tiling and autoencoder.name == "none":
+        raise UsageError("--vae-tiling: --vae none is pixel space, there is nothing to decode")
+    slices = args.vae_batch_size or max(1, 32 * 256**2 // recipe.image_size**2)
+    return Pipeline(path, recipe, guided, transport, autoencoder, shape, device, slices, args.vae_tiling)
 
 
 def ode_settings(args):

@@ -29,9 +29,14 @@ class SampleStreams:
     def __init__(self, seed, indices):
         self.generators = [generator("cpu", seed, "sample", int(i)) for i in indices]
 
+    def _draw(self, draw, device, dim=0):
+        """draw(generator) of each sample, stacked; a GPU gets them without waiting for what it is doing."""
+        draws = torch.stack([draw(g) for g in self.generators], dim)
+        return draws.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else draws.to(device)
+
     def randn(self, shape, device):
         """Standard normal (N, *shape)."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(device)
+        return self._draw(lambda g: torch.randn(shape, generator=g), device)
 
     def randn_like(self, x):
         """Standard normal shaped like x (N, ...)."""
@@ -40,9 +45,8 @@ class SampleStreams:
     def rademacher(self, x, num_probes):
         """Random signs (num_probes, N, ...)."""
         shape = (num_probes, *x.shape[1:])
-        signs = torch.stack([torch.randint(0, 2, shape, generator=g) for g in self.generators], dim=1)
-        return (signs * 2 - 1).to(x)
+        return self._draw(lambda g: torch.randint(0, 2, shape, generator=g) * 2 - 1, x.device, dim=1).to(x.dtype)
 
     def rand(self, shape, device):
         """Uniform in [0, 1): (N, *shape)."""
-        return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(device)
+        return self._draw(lambda g: torch.rand(shape, generator=g), device)

@@ -250,7 +250,7 @@ def train(args, world, monitor, dataset, total_steps, precision, path, content):
         device_ids = [device.index] if device.type == "cuda" else None
         forward = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
     steps = StepSampler(len(dataset), args.global_batch_size, args.global_seed, start_step, total_steps, world.rank, world.size)
-    loader = DataLoader(
+    loader = DataLoader(  # of a single endless epoch, so its processes live as long as the run
         Tolerant(dataset),
         batch_sampler=steps,
         num_workers=args.num_workers,

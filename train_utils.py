@@ -142,6 +142,8 @@ def check_likelihood_args(args):
         raise UsageError(f"--{flag.replace('_', '-')} goes with --likelihood")
     if args.likelihood and "cfg_scale" in args.given and args.cfg_scale != 1:
         raise UsageError("--likelihood is that of the model itself: --cfg-scale must be 1, a guided flow has no density")
+    for flag in {"vae_batch_size", "vae_tiling"} & args.given if args.likelihood else ():
+        raise UsageError(f"--{flag.replace('_', '-')}: --likelihood decodes no images")
     if "cfg_scale" not in args.given:
         args.cfg_scale = 1.0
 
@@ -162,6 +164,17 @@ def parse_precision_args(parser):
         "--precision",
         choices=["fp32", "tf32", "bf16"],
         help="arithmetic of the network (tf32 on a GPU, fp32 on a CPU); solver states are float32 in each",
+    )
+
+
+def parse_speed_args(parser):
+    """Flags of the scripts that sample which say how fast and within what memory, not what."""
+    group = parser.add_argument_group("speed and memory")
+    parse_precision_args(group)
+    group.add_argument("--compile", action="store_true", help="torch.compile the network; pays off from a few hundred calls on")
+    group.add_argument("--vae-batch-size", type=positive_int, help="images decoded at once (32 of 256 px, fewer if larger)")
+    group.add_argument(
+        "--vae-tiling", action="store_true", help="decode images larger than the autoencoder was trained on in tiles"
     )
 
 

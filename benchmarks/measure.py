@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from atomic import write_json
-from costs import PeakMemory
+from costs import PeakMemory, matrix_peak, synchronize
 
 COLUMNS = "| {:11} | {:29} | {:>8} | {:>9} | {:>8} | {:>10} | {:>5} |"
 
@@ -61,8 +61,9 @@ class Stopwatch:
         machine = dict(device=device_name(device), threads=torch.get_num_threads(), torch=torch.__version__)
         self.content = dict(machine=machine, settings=settings, peaks={}, results=[])
         self._print(", ".join(f"{name} {value}" for name, value in machine.items()))
-        for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "bfloat16")):
-            self.content["peaks"][name] = peak = self._matrix_peak(dtype)
+        sizes = [512] if quick else [2048, 4096, 8192] if device.type == "cuda" else [1024, 2048, 3072, 4096]
+        for precision, name in (("fp32", "float32"), ("bf16", "bfloat16")):
+            self.content["peaks"][name] = peak = matrix_peak(device, precision, sizes, turns=8)
             self._print(f"matrix peak {name}: {peak / 1e12:.3f} TFLOP/s")
         self._print("\n" + COLUMNS.format("work", "setting", "seconds", "images/s", "of peak", "memory, MB", "ratio"))
         self._print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
@@ -72,24 +73,11 @@ class Stopwatch:
         sys.stdout.flush()
 
     def seconds(self, work):
-        self._wait()
+        synchronize(self.device)
         started = time.perf_counter()
         work()
-        self._wait()
+        synchronize(self.device)
         return time.perf_counter() - started
-
-    def _wait(self):
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _matrix_peak(self, dtype):
-        """FLOP/s of the best of several square products."""
-        sizes = [512] if self.quick else [2048, 4096, 8192] if self.device.type == "cuda" else [1024, 2048, 3072, 4096]
-        best = 0.0
-        for size in sizes:
-            a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
-            best = max([best, *(2 * size**3 / self.seconds(lambda a=a, b=b: a @ b) for _ in range(8))])
-        return best
 
     def compare(self, section, works, images=None, flops=None, before=None, budget=60):
         """Time each of works, {Setting: function}, by turns, and add a line for each; the first is what the ratios are to.

@@ -40,6 +40,23 @@ def test_latents_have_unit_scale_and_reconstructions_are_recognised():
     assert right.mean() >= 0.96
 
 
+def test_large_images_are_decoded_in_tiles():
+    autoencoder = load_autoencoder(str(VAE))
+    digits = DigitsDataset(32).images[::1250][:4]
+    large = torch.cat([torch.cat([*digits[:2]], 2), torch.cat([*digits[2:]], 2)], 1)[None]  # 64 x 64, of 32 x 32 digits
+    mean, std = autoencoder.moments(to_pixels(large))
+    x = autoencoder.latents(mean, std, 0)
+    calls = []
+    autoencoder.vae.decoder.register_forward_hook(lambda module, inputs, output: calls.append(tuple(inputs[0].shape)))
+    whole, tiled = autoencoder.decode(x), autoencoder.decode(x, tiling=True)
+    assert calls[0] == (1, 4, 16, 16) and len(calls) > 4 and max(calls[1:]) == (1, 4, 8, 8)
+    assert whole.shape == tiled.shape and (whole - tiled).abs().mean() < 0.1
+    assert torch.equal(autoencoder.decode(x), whole)  # the next one that does not ask for tiles gets none
+    assert torch.equal(autoencoder.moments(to_pixels(large))[0], mean)
+    small = x[..., :8, :8]
+    assert torch.equal(autoencoder.decode(small, tiling=True), autoencoder.decode(small))
+
+
 def test_it_is_small():
     assert (VAE / "diffusion_pytorch_model.safetensors").stat().st_size < 2_000_000
 

@@ -40,6 +40,23 @@ def test_crop_halves_while_twice_too_large_then_bicubic_then_centre():
     assert np.abs(cropped - expected[:, left : left + 60]).max() == 0
 
 
+def test_jpegs_are_decoded_in_full(tmp_path):
+    """Draft mode would be twice as fast and halve by itself, but to other pixels than ADM's crop."""
+    file, rng = tmp_path / "photo.jpg", np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    coarse.resize((192, 128), Image.Resampling.BICUBIC).save(file, quality=90)
+    with Image.open(file) as image:
+        full = Image.fromarray(np.asarray(image))
+    with Image.open(file) as image:
+        image.draft("RGB", (96, 64))
+        assert image.size == (96, 64)
+        draft = image.convert("RGB")
+    read, adm = (load_image(file, 64).permute(1, 2, 0).numpy(), np.asarray(center_crop(full, 64)))
+    assert (read == adm).all()
+    difference = np.asarray(center_crop(draft, 64)).astype(int) - adm
+    assert -0.6 < difference.mean() < -0.3 and np.abs(difference).max() > 3
+
+
 @pytest.mark.parametrize("size", [(32, 32), (33, 90), (500, 64), (31, 32)])
 def test_crop_has_the_size_asked_for(size):
     assert center_crop(Image.new("RGB", size), 32).size == (32, 32)

@@ -314,6 +314,16 @@ def alone(folder, call, weights, samples, reference):
     return json.loads((folder / "samples.eval.json").read_text()), table, errors, stats
 
 
+def test_bf16_features_are_near_and_say_so(alone, call, weights, samples, reference, tmp_path):
+    flags = "--ref", reference, "--inception-weights", weights, "--batch-size", 4, "--out", tmp_path / "bf16.json"
+    code, _, errors = call(samples, *flags, "--precision", "bf16")
+    assert code == 0, errors
+    assert "bf16: their FID does not compare" in errors
+    results = json.loads((tmp_path / "bf16.json").read_text())
+    assert results["settings"]["precision"] == "bf16"
+    assert results["fid"] != alone[0]["fid"] and results["fid"] == pytest.approx(alone[0]["fid"], rel=0.05)
+
+
 def test_command_line_measures_and_records(alone, weights, samples, reference, sample_features, reference_features):
     results, table, errors, _ = alone
     pairs = {"fid": (sample_features.pool, reference_features.pool)}
@@ -425,7 +435,7 @@ class Harmful:
         ("{samples} --ref {reference} --inception-weights {other_weights}", 1, "other.pth: damaged, or not the weights"),
         ("{samples} --ref {reference} --out {empty}", 2, "empty: it is a folder; give a file"),
         ("{samples} --ref {reference} --out {text}/x.json", 1, "cannot write there"),
-        ("{samples} --ref {reference} --precision bf16", 2, "invalid choice: 'bf16'"),
+        ("{samples} --ref {reference} --precision fp16", 2, "invalid choice: 'fp16'"),
         ("{samples} --ref {reference} --precision tf32", 2, "this device (cpu) has no TF32"),
         ("{samples} --reff {reference}", 2, "--ref"),
         ("{samples} --ref {reference} --batchsize 4", 2, "did you mean --batch-size?"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from models import SiT, SiT_models
+from sampling import compile_network
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "reference.npz")
 SMALL = dict(input_size=8, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=5)
@@ -34,8 +35,9 @@ def inputs(n=4):
     return torch.randn(n, 4, 8, 8), torch.rand(n), torch.randint(0, 5, (n,))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", ["tiny", "nosigma"])
-def test_agrees_with_the_published_code(name):
+def test_agrees_with_the_published_code(name, compiled):
     config = json.loads(str(REFERENCE[f"model/{name}/cfg"]))
     model = SiT(**config).eval()
     state = model.state_dict()
@@ -43,6 +45,8 @@ def test_agrees_with_the_published_code(name):
         rng = np.random.default_rng(zlib.crc32(key.encode()))
         state[key] = torch.from_numpy(rng.standard_normal(state[key].shape) * 0.08).float()
     model.load_state_dict(state, strict=True)
+    if compiled:
+        compile_network(model)
 
     rng = np.random.default_rng(7)
     size, null = config["input_size"], config["num_classes"]

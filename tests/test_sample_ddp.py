@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from autoencoder import PixelSpace
+from chunks import ChunkStore
 from cli import ENV, call, command, kill_tree, launch
-from sample_ddp import label_of, make_parser
+from sample_ddp import label_of, main, make_parser
 
 SIZE = 32
 RUNS = {
@@ -100,6 +102,44 @@ def test_sample_i_does_not_depend_on_how_many_there_are(trained, tmp_path, capsy
         assert call(capsys, "sample_ddp", *argv).code == 0
     few, many = sorted((np.load(npz)["arr_0"] for npz in tmp_path.glob("*.npz")), key=len)
     assert (many[:4] == few).all()
+
+
+def images_of(folder):
+    (npz,) = folder.glob("*.npz")
+    return np.load(npz)["arr_0"].astype(int)
+
+
+def test_slices_of_decoding_change_rounding_alone(trained, tmp_path, capsys, monkeypatch):
+    sizes = []
+    decode = PixelSpace.decode
+    monkeypatch.setattr(PixelSpace, "decode", lambda self, x, tiling: sizes.append(len(x)) or decode(self, x))
+    argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 3, "--num-fid-samples", 7, "--per-proc-batch-size", 5]
+    for name, more in (("whole", []), ("slices", ["--vae-batch-size", 2])):
+        assert call(capsys, "sample_ddp", *argv, *more, "--sample-dir", tmp_path / name).code == 0
+    assert sizes == [5, 2, 2, 2, 1, 2]
+    assert np.abs(images_of(tmp_path / "whole") - images_of(tmp_path / "slices")).max() <= 1
+
+
+def test_compiled_samples_are_the_same(trained, tmp_path, capsys):
+    argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 4, "--num-fid-samples", 4, "--no-png"]
+    argv += ["--cfg-scale", 2, "--guidance-low", 0.5]  # on twice the images, from there on
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        result = call(capsys, "sample_ddp", *argv, *more, "--sample-dir", tmp_path / name)
+        assert result.code == 0, result.err
+    assert np.abs(images_of(tmp_path / "eager") - images_of(tmp_path / "compiled")).max() <= 1
+
+
+def test_a_chunk_that_cannot_be_written_ends_the_run(trained, tmp_path, monkeypatch):
+    """Chunks are written in a thread: what goes wrong there must not get lost."""
+
+    def full(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ChunkStore, "save", full)
+    argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 2, "--num-fid-samples", 9, "--sample-dir", tmp_path]
+    with pytest.raises(OSError, match="disk full"):
+        main(make_parser().parse_args(list(map(str, argv))))
+    assert not list(tmp_path.glob("*.npz"))
 
 
 def test_label_rules():

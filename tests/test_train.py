@@ -1,18 +1,28 @@
 import csv
 import re
 import signal
+import socket
 import subprocess
 import time
 
 import numpy as np
+import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 
 from checkpoint import load_checkpoint
 from cli import DIGITS, ENV, call, command, launch
+from models import SiT_models
 from train import make_parser
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def losses(run):
@@ -54,6 +64,8 @@ def test_a_run_leaves_log_checkpoint_curve_and_samples(trained):
     assert run.name == "000-SiT-T-8-Linear-velocity-None"
     log = (run / "log.txt").read_text()
     assert re.search(r"\(step=0000004\) Train Loss: \d\.\d{4}, Train Steps/Sec: \d+\.\d\d, Images/Sec", log)
+    assert re.search(r"matrix products reach [\d.]+ TFLOP/s; steps 0 to 6", log)
+    assert all(0 <= int(share) <= 100 for share in re.findall(r"Share of Peak: (\d+)%", log))
     assert "Done at step 6" in log
     assert list(losses(run)) == [2, 4, 6]
     assert Image.open(run / "loss.png").size[0] > 300
@@ -120,6 +132,80 @@ def test_bf16_trains_float32_weights(tmp_path, trained, capsys):
     weight = "blocks.3.mlp.fc1.weight"
     assert bf16[weight].dtype == torch.float32
     assert not torch.equal(bf16[weight], fp32[weight]) and torch.allclose(bf16[weight], fp32[weight], atol=1e-2)
+
+
+def agrees(tmp_path, trained, atol):
+    """The run in tmp_path ended with the weights and losses of trained."""
+    (path,) = tmp_path.glob("*/checkpoints/0000006.pt")
+    ours, theirs = load_checkpoint(path), load_checkpoint(trained)
+    for part in ("model", "ema"):
+        for key, value in theirs[part].items():
+            assert torch.allclose(ours[part][key], value, atol=atol), (part, key)
+    ours, theirs = losses(path.parents[1]), losses(trained.parents[1])
+    assert np.allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("flags", [
+    ["--grad-accum-steps", 4],
+    ["--grad-checkpointing"],
+    ["--compile", "--grad-checkpointing", "--grad-accum-steps", 2],
+], ids=lambda flags: " ".join(map(str, flags)))  # fmt: skip
+def test_what_saves_time_or_memory_changes_rounding_alone(tmp_path, trained, capsys, flags):
+    result = call(capsys, "train", *SMALL, "--max-steps", 6, "--log-every", 2, "--results-dir", tmp_path, *flags)
+    assert result.code == 0, result.err
+    agrees(tmp_path, trained, 1e-5)
+
+
+def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch):
+    """Under DDP with accumulation; and each step's graph is the same, as DDP itself finds."""
+    import train
+
+    kept = []
+
+    class Counting(train.DistributedDataParallel):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            kept.append(self)
+            self.met, self.alone = 0, 0
+
+        def no_sync(self):
+            self.alone += 1
+            return super().no_sync()
+
+        def forward(self, *args, **kwargs):
+            self.met += self.require_backward_grad_sync
+            return super().forward(*args, **kwargs)
+
+    monkeypatch.setattr(train, "DistributedDataParallel", Counting)
+    for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()).items():
+        monkeypatch.setenv(name, str(value))
+    flags = ["--max-steps", 6, "--log-every", 2, "--results-dir", tmp_path, "--grad-accum-steps", 4]
+    result = call(capsys, "train", *SMALL, *flags)
+    assert result.code == 0, result.err
+    (model,) = kept
+    assert (model.met, model.alone) == (6, 6 * 3)
+    agrees(tmp_path, trained, 1e-5)
+
+
+def test_the_network_s_graph_is_static():
+    """Every step uses every parameter alike, whatever labels are dropped, so DDP need not look for unused ones."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network = SiT_models["SiT-T/8"](input_size=8, num_classes=3).train()
+        torch.nn.init.normal_(network.final_layer.linear.weight)
+        model = torch.nn.parallel.DistributedDataParallel(network, static_graph=True)
+        inputs = torch.randn(2, 4, 8, 8), torch.rand(2), torch.tensor([0, 1])
+        for dropped in ([True, True], [False, True], [False, False]):
+            gradients = []
+            for forward in (network, model):
+                network.zero_grad()
+                forward(*inputs, force_drop_ids=torch.tensor(dropped)).square().mean().backward()
+                gradients.append([p.grad.clone() for p in network.parameters() if p.requires_grad])
+            for alone, together in zip(*gradients):
+                assert torch.equal(alone, together)
+        assert not list(network.buffers())  # nothing to broadcast either
+    finally:
+        dist.destroy_process_group()
 
 
 def test_fine_tuning_from_a_bare_state_dict(trained, tmp_path, capsys):
