@@ -12,7 +12,7 @@ GUIDANCE := --cfg-scale 2.75 --cfg-channels all
 # Multi-process tests on few cores: threads that spin while they wait would slow each other tenfold.
 QUIET := OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: install demo demo-train demo-samples test test-slow lint benchmark clean
+.PHONY: install demo demo-train demo-samples test test-slow lint clean
 
 install: $(VENV)/installed
 
@@ -39,7 +39,7 @@ demo-samples: install
 	    --num-fid-samples 200 --per-proc-batch-size 100 --no-png --sample-dir $(DEMO)/samples \
 	    --precision $(PRECISION) || exit 1; \
 	done; \
-	$(BIN)/python sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 \
+	$(BIN)/python sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 --precision $(PRECISION) \
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
 
 test: install

@@ -18,6 +18,11 @@ from errors import UserError
 PUBLISHED = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 
 
+def _slice(side):
+    """Images of side x side pixels that the autoencoder does at once: Stable Diffusion's largest tensors are then 2 GB."""
+    return max(1, 32 * 256**2 // side**2)
+
+
 class PixelSpace:
     """--vae none: the latents are the pixels."""
 
@@ -33,7 +38,7 @@ class PixelSpace:
     def latents(self, mean, std, noise):
         return mean
 
-    def decode(self, latents, tiling=False):
+    def decode(self, latents, batch_size=None, tiling=False):
         return latents
 
 
@@ -42,7 +47,7 @@ class LatentSpace:
 
     def __init__(self, vae, name):
         self.name = name
-        # channels_last: convolutions are up to three times as fast, on CPU and GPU.
+        # channels_last is the layout that convolutions are fastest in.
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         config = vae.config
         self.channels = config.latent_channels
@@ -59,22 +64,23 @@ class LatentSpace:
     @torch.no_grad()
     def moments(self, pixels):
         """Mean and standard deviation of the posterior, each (N, channels, H / factor, W / factor), unscaled."""
-        posterior = self.vae.encode(pixels).latent_dist
-        return posterior.mean, posterior.std
+        parts = [self.vae.encode(part).latent_dist for part in pixels.split(_slice(pixels.shape[-1]))]
+        return torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
 
     def latents(self, mean, std, noise):
         """A sample of the posterior, scaled to what the network sees."""
         return (mean + std * noise - self.shift) * self.scale
 
     @torch.no_grad()
-    def decode(self, latents, tiling=False):
-        """Latents as the network sees them -> pixels.
+    def decode(self, latents, batch_size=None, tiling=False):
+        """Latents as the network sees them -> pixels, batch_size images at a time (None: 32 of 256 px, fewer if larger).
 
         tiling: images larger than the autoencoder was trained on in overlapping tiles of that size, blended where they
         meet. It bounds memory, and changes pixels somewhat: normalisation and attention see a tile, not the image.
         """
+        parts = (latents / self.scale + self.shift).split(batch_size or _slice(latents.shape[-1] * self.factor))
         self.vae.use_tiling = tiling
-        pixels = self.vae.decode(latents / self.scale + self.shift).sample
+        pixels = torch.cat([self.vae.decode(part).sample for part in parts])
         self.vae.use_tiling = False  # never for encoding: training has seen latents of whole images
         return pixels
 

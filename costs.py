@@ -10,7 +10,6 @@ only matrix products count. GB are 10^9 bytes. A state is a float32: weight, gra
 import ctypes
 import gc
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -112,9 +111,12 @@ def cache_bytes(images, channels, side, variants=2):
     return images * variants * 2 * channels * side * side * 2
 
 
-def hours(config, steps, gpu, precision="bf16", batch=256, gpus=8, share=0.4, checkpointing=False):
-    """Time of the network's arithmetic at a share of the GPUs' peak."""
-    return steps * step_flops(config, batch, checkpointing) / (gpus * share * PEAKS[gpu][precision]) / 3600
+def hours(config, steps, gpu, precision="bf16", batch=256, gpus=8, share=0.4, checkpointing=False, encoding=0):
+    """Time of a training's arithmetic at a share of the GPUs' peak; encoding: FLOPs of the autoencoder for an image, which
+    are done in TF32 unless the precision is fp32."""
+    network = step_flops(config, batch, checkpointing) / PEAKS[gpu][precision]
+    autoencoder = batch * encoding / PEAKS[gpu]["fp32" if precision == "fp32" else "tf32"]
+    return steps * (network + autoencoder) / (gpus * share) / 3600
 
 
 def autoencoder_flops(image_size):
@@ -134,7 +136,7 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def matrix_peak(device, precision, sizes=None, turns=5):
+def matrix_peak(device, precision, sizes=None, turns=20):
     """FLOP/s of the best of turns products of square matrices of each of sizes, measured: what a share of peak is of.
 
     precision: fp32, tf32 or bf16, of which set_precision has settled the first two.
@@ -154,7 +156,7 @@ def matrix_peak(device, precision, sizes=None, turns=5):
 class PeakMemory:
     """The most bytes in use since it was made, above what was in use then: by tensors on a GPU, else by the process.
 
-    The latter is known on Linux only, elsewhere nan, and counts whole pages that the allocator may have held before.
+    The latter is known where Linux tells it, elsewhere nan, and counts whole pages that the allocator may have held before.
     """
 
     def __init__(self, device):
@@ -163,10 +165,13 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
-        elif sys.platform == "linux":
+            return
+        try:
             ctypes.CDLL(None).malloc_trim(0)
             Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
             self.before = self._resident("VmRSS")
+        except (OSError, AttributeError):  # no glibc, or no /proc to write to
+            self.before = math.nan
 
     @staticmethod
     def _resident(field):
@@ -176,7 +181,7 @@ class PeakMemory:
     def read(self):
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) - self.before
-        return self._resident("VmHWM") - self.before if sys.platform == "linux" else math.nan
+        return self.before if math.isnan(self.before) else self._resident("VmHWM") - self.before
 
 
 class DryRun:
@@ -203,11 +208,19 @@ class DryRun:
         self._print("training step", f"{self.flops / 1e12:.3g} TFLOP")
         self._print("memory", f"{gb(states)} states + {gb(activations)} activations a process, uncompiled")
         self._print("all-reduced", f"{gb(all_reduced_bytes(config, processes))} a step from each process")
+        encoding = 0
         if self.autoencoder.name != "none":
+            if dataset[0][0].dtype == torch.uint8:  # an image, not the moments of a cache
+                image = torch.zeros(1, 3, args.image_size, args.image_size, device=self.world.device)
+                with FlopCounterMode(display=False) as counter:
+                    self.autoencoder.moments(image)
+                encoding = counter.get_total_flops()
+                self._print("encoding", f"{batch * encoding / 1e12:.3g} TFLOP a step, none with a latent cache")
             size = cache_bytes(len(dataset), *self.latent_shape[:2], variants=1 + dataset.mirrors)
             self._print("latent cache", f"{gb(size)} for {len(dataset):,} images")
         for gpu in PEAKS:
-            needed = hours(config, self.total_steps, gpu, precision, batch, processes, checkpointing=again)
+            settings = dict(precision=precision, batch=batch, gpus=processes, checkpointing=again, encoding=encoding)
+            needed = hours(config, self.total_steps, gpu, **settings)
             self._print(f"{processes} x {gpu}", f"{needed:,.2f} h for {self.total_steps:,} steps at 40 % of {precision}'s peak")
 
     def working(self):
@@ -279,16 +292,14 @@ def memory_table():
 
 def time_table():
     kinds = [(gpu, precision) for gpu in PEAKS for precision in ("tf32", "bf16")]
-    header = ["model", "px", *(" ".join(kind) for kind in kinds), "H100 bf16, ms/step", "all-reduce at 25 GB/s, ms"]
+    header = ["model", "px", *(" ".join(kind) for kind in kinds), "16 H100 bf16, ms/step", "all-reduce, ms"]
     rows = []
     for name, px, config in RUNS:
         spans = [[number(hours(config, steps, *kind, BATCH, GPUS, SHARE)) for steps in (400_000, 7_000_000)] for kind in kinds]
-        step = hours(config, 1, "H100", "bf16", BATCH, GPUS, SHARE) * 3600 * 1000
-        send = all_reduced_bytes(config, 2 * GPUS) / 25e9 * 1000
+        step = hours(config, 1, "H100", "bf16", BATCH, 2 * GPUS, SHARE) * 3600 * 1000
+        send = all_reduced_bytes(config, 2 * GPUS) / (GPUS * 25e9) * 1000
         rows.append([name, px, *map(" / ".join, spans), number(step), number(send)])
-    title = (
-        f"Hours for 400K / 7M steps on {GPUS} GPUs at {SHARE:.0%} of their peak; a step, and its all-reduce over two machines"
-    )
+    title = f"Hours for 400K / 7M steps on {GPUS} GPUs at {SHARE:.0%} of their peak; a step on {2 * GPUS}, and its all-reduce"
     return markdown(title, header, rows)
 
 

@@ -12,7 +12,6 @@ import math
 import os
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from chunks import ChunkStore
 from data import DIGITS, open_dataset, to_pixels
 from errors import UsageError, UserError
 from latent_cache import COMPLETE, FORMAT, LABELS, MOMENTS, NAMES, LatentCache, encoder_hash, open_array, read_record
-from train_utils import Parser, latent_shape, positive_int, run, set_precision, writable_folder
+from train_utils import Parser, latent_shape, non_negative_int, positive_int, run, set_precision, writable_folder, writing
 from training import DataGuard, Tolerant, ignore_stop_signals
 
 UNFINISHED = "unfinished.json"  # what cache.json is going to say
@@ -40,7 +39,12 @@ def make_parser():
     parser.add_argument("--image-size", type=positive_int, default=256, help="pixels a side")
     parser.add_argument("--out", required=True, help="folder of the cache, for train.py --data-path")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images a chunk")
-    parser.add_argument("--num-workers", type=int, default=4, help="data loading processes for each encoding process")
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32"], help="of the autoencoder (tf32 on a GPU, as train.py but for its own fp32)"
+    )
+    parser.add_argument(
+        "--num-workers", type=non_negative_int, default=4, help="data loading processes for each encoding process"
+    )
     return parser
 
 
@@ -52,6 +56,7 @@ def make_record(args, dataset, autoencoder, shape):
         "data_path": args.data_path,
         "image_size": args.image_size,
         "batch_size": args.batch_size,
+        "precision": args.precision,
         "vae": args.vae,
         "vae_hash": autoencoder.config_hash,
         "encoder_hash": encoder_hash(autoencoder),
@@ -64,15 +69,6 @@ def make_record(args, dataset, autoencoder, shape):
         "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
         "classes": list(dataset.classes),
     }
-
-
-@contextmanager
-def writing(folder):
-    """A full disk becomes a UserError."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot write there ({error.strerror or error})") from error
 
 
 def begin(folder, record, store, shape):
@@ -146,7 +142,7 @@ def encode_chunks(args, world, dataset, autoencoder, store, chunks, variants):
             if not finite.all():
                 name = dataset.name(int(read[~finite][0]))
                 raise UserError(f"{name}: its latents are beyond float16's 65504, or not numbers; they cannot be cached")
-            with writing(args.out):
+            with writing(args.out, "--out"):
                 write_chunk(Path(args.out) / MOMENTS, store, chunk, moments, labels, read)
             progress.update(len(labels))
 
@@ -179,7 +175,7 @@ def main(args):
     if args.vae == "none":
         raise UsageError("--vae none: pixels need no cache, train.py reads the images themselves as fast")
     world = distributed.setup(timeout_hours=24)
-    set_precision(None, world.device)  # as train.py encodes
+    args.precision = set_precision(args.precision, world.device)
     dataset = open_dataset(args.data_path, args.image_size)
     autoencoder = load_autoencoder(args.vae).to(world.device)
     shape = (len(dataset), 2 if dataset.mirrors else 1, 2, *latent_shape(args.image_size, autoencoder, patch_size=1))
@@ -189,7 +185,7 @@ def main(args):
     if world.is_main:
         gigabytes = math.prod(shape) * np.dtype(np.float16).itemsize / 1e9
         print(f"{folder}: {len(dataset):,} images, moments of shape {shape}, {gigabytes:.3g} GB", flush=True)
-    with writing(folder):
+    with writing(folder, "--out"):
         done = world.broadcast(begin(folder, record, store, shape) if world.is_main else None)
     if not done:
         missing, started = world.broadcast(store.missing() if world.is_main else None), time.time()
@@ -199,7 +195,7 @@ def main(args):
         if not done:
             made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
             print(f"{made:,} images encoded in {seconds:.1f} s, {made / seconds:.1f} images/s")
-            with writing(folder):
+            with writing(folder, "--out"):
                 finish(folder, record, store, dataset)
         LatentCache(folder)  # it can be read
         tidy(folder, store)

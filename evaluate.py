@@ -238,6 +238,8 @@ def make_parser():
 def check_outputs(args):
     """Settle --out and see that all can be written, before the work."""
     samples = Path(args.samples).resolve()
+    if args.precision == "bf16" and args.save_stats:
+        raise UsageError("--save-stats with --precision bf16: statistics to compare with must be those of float32 features")
     args.out = args.out or str(samples.with_name(f"{samples.name.removesuffix('.npz')}.eval.json"))
     for flag, path in (("--out", args.out), ("--save-stats", args.save_stats)):
         if path and Path(path).is_dir():

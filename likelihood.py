@@ -1,7 +1,12 @@
 """Log-likelihood of images under a trained model, in nats and in bits per dimension."""
 
+import csv
+import io
 import math
 
+import numpy as np
+
+from atomic import write_atomically
 from data import to_pixels
 from errors import UsageError
 from sampling import ode_settings
@@ -34,3 +39,28 @@ def log_likelihood(pipeline, args, images, labels, streams):
     logp, _ = likelihood(x, pipeline.model, y=labels.to(device))
     nats = logp.double().cpu() - count * math.log(stretch)
     return nats, -nats / (count * math.log(2))
+
+
+def mean_and_error(values):
+    """(mean, its standard error or None for a single value)"""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def finish_likelihood(store, file, dataset, indices):
+    """Write every image's likelihood as .csv; returns means and standard errors."""
+    text = io.StringIO()
+    rows = csv.writer(text)
+    rows.writerow(["image", "label", "bits_per_dim", "nats"])
+    chunks = [store.load(chunk, "labels", "bits", "nats", "calls") for chunk in range(store.count)]
+    labels, bits, nats = (np.concatenate([chunk[k] for chunk in chunks]) for k in range(3))
+    rows.writerows(zip((dataset.name(i) for i in indices), labels.tolist(), bits.tolist(), nats.tolist()))
+    write_atomically(file, lambda out: out.write(text.getvalue()), "w")
+    (bits_mean, bits_error), (nats_mean, nats_error) = mean_and_error(bits), mean_and_error(nats)
+    return {
+        "images": store.total,
+        "bits_per_dim": bits_mean,
+        "bits_per_dim_standard_error": bits_error,
+        "nats": nats_mean,
+        "nats_standard_error": nats_error,
+        "network_calls_per_image": sum(int(c[3]) * len(c[0]) for c in chunks) / store.total,
+    }

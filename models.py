@@ -20,7 +20,7 @@ def modulate(h, shift, scale):
 class TimestepEmbedder(nn.Module):
     """Embeds times t (N,) as vectors (N, D): fixed sines and cosines, then a two-layer MLP.
 
-    The features are made in float32 whatever the weights are: bfloat16 cannot tell t = 0.999 from t = 1.
+    Float32 as far as the weights are, under autocast too: bfloat16 cannot tell t = 0.999 from t = 1.
     """
 
     def __init__(self, hidden_size, num_features=256):
@@ -35,7 +35,9 @@ class TimestepEmbedder(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 
     def forward(self, t):
-        return self.mlp(self.features(t).to(self.mlp[0].weight.dtype))
+        kind = t.device.type if torch.amp.is_autocast_available(t.device.type) else "cpu"  # such as meta tensors
+        with torch.autocast(kind, enabled=False):
+            return self.mlp(self.features(t).to(self.mlp[0].weight.dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -161,7 +163,7 @@ class SiT(nn.Module):
     def forward(self, x, t, y, force_drop_ids=None):
         """Predict at x (N, C, H, W), times t (N,) in [0, 1] and class ids y (N,); returns (N, C, H, W) in x's dtype."""
         h = self.x_embedder(x.to(self.pos_embed.dtype)) + self.pos_embed
-        c = self.t_embedder(t) + self.y_embedder(y, force_drop_ids)
+        c = (self.t_embedder(t) + self.y_embedder(y, force_drop_ids)).to(h.dtype)
         for block in self.blocks:
             if self.grad_checkpointing and self.training:
                 h = checkpoint(block, h, c, use_reentrant=False)

@@ -74,7 +74,7 @@ class Monitor:
         """Describe the run, and open what it writes to."""
         args, world = self.args, self.world
         # The arithmetic of a step in this process, and the rate at which it could be done.
-        self.flops = step_flops(self.recipe.model_args, args.global_batch_size // world.size)
+        self.flops = step_flops(self.recipe.model_args, args.global_batch_size // world.size, args.grad_checkpointing)
         self.peak = matrix_peak(world.device, precision)
         self.total_images, self.logged_step, self.logged_time, self.waited = len(dataset), start_step, time.time(), 0.0
         if not world.is_main:

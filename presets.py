@@ -50,6 +50,8 @@ def apply_preset(args):
         num_fid_samples=50_000,
         **SOLVERS[args.mode],
     )
+    if "tf32" in args.given and "precision" not in args.given:
+        args.precision, args.given = "tf32" if args.tf32 else "fp32", args.given | {"precision"}
     changed = [key for key, value in settings.items() if key in args.given and getattr(args, key) != value]
     for key, value in settings.items():
         if key not in args.given:

@@ -14,6 +14,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 import distributed
+from costs import synchronize
 from data import LabelledImages, spread, to_pixels
 from errors import UsageError
 from likelihood import log_likelihood
@@ -96,6 +97,7 @@ def generate(args, pipeline):
     sample = sampler_from(args, pipeline.transport, network.edges, streams.randn_like, trajectory=bool(args.trajectory))
     started = time.time()
     states = sample(z, network, y=labels.to(device))
+    synchronize(device)
     seconds = time.time() - started
     columns = args.num_samples_per_class if args.num_samples_per_class > 1 else min(4, len(labels))
     save_picture(pipeline.decode(states[-1]).cpu(), args.out, columns)

@@ -8,9 +8,7 @@ number of processes makes the same .npz, bit for bit. Killed and started again, 
 """
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import sys
 import time
@@ -23,12 +21,12 @@ from PIL import Image
 from tqdm import tqdm
 
 import distributed
-from atomic import write_atomically, write_json
+from atomic import write_json
 from chunks import ChunkStore, write_npz
 from data import LabelledImages, spread
 from download import locate
 from errors import UsageError
-from likelihood import log_likelihood
+from likelihood import finish_likelihood, log_likelihood
 from presets import PRESETS, apply_preset
 from records import identity_of, machine_of, run_name
 from sampling import load_pipeline, sampler_from
@@ -47,6 +45,7 @@ from train_utils import (
     run,
     set_precision,
     writable_folder,
+    writing,
 )
 
 
@@ -115,14 +114,10 @@ def keep_chunk(store, chunk, arrays, png_folder):
     """Write a chunk's file and pictures: in a thread, so that the device draws the next chunk meanwhile."""
     if "images" in arrays:
         arrays["images"] = arrays["images"].cpu().numpy()
-    for index, image in zip(store.indices(chunk), arrays["images"]) if png_folder else ():
-        Image.fromarray(image).save(png_folder / f"{index:06d}.png")
-    store.save(chunk, **arrays)
-
-
-def mean_and_error(values):
-    """(mean, its standard error or None for a single value)"""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+    with writing(store.folder, "--sample-dir"):
+        for index, image in zip(store.indices(chunk), arrays["images"]) if png_folder else ():
+            Image.fromarray(image).save(png_folder / f"{index:06d}.png")
+        store.save(chunk, **arrays)
 
 
 def finish_samples(store, npz, side, expected_fid):
@@ -136,26 +131,6 @@ def finish_samples(store, npz, side, expected_fid):
         "network_calls_per_sample": sum(int(c) * n for (c, _), n in zip(calls, sizes)) / store.total,
         "solver_steps_per_sample": sum(int(s) * n for (_, s), n in zip(calls, sizes)) / store.total or None,
         "expected_fid_50k": expected_fid,
-    }
-
-
-def finish_likelihood(store, file, dataset, indices):
-    """Write every image's likelihood as .csv; returns means and standard errors."""
-    text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["image", "label", "bits_per_dim", "nats"])
-    chunks = [store.load(chunk, "labels", "bits", "nats", "calls") for chunk in range(store.count)]
-    labels, bits, nats = (np.concatenate([chunk[k] for chunk in chunks]) for k in range(3))
-    rows.writerows(zip((dataset.name(i) for i in indices), labels.tolist(), bits.tolist(), nats.tolist()))
-    write_atomically(file, lambda out: out.write(text.getvalue()), "w")
-    (bits_mean, bits_error), (nats_mean, nats_error) = mean_and_error(bits), mean_and_error(nats)
-    return {
-        "images": store.total,
-        "bits_per_dim": bits_mean,
-        "bits_per_dim_standard_error": bits_error,
-        "nats": nats_mean,
-        "nats_standard_error": nats_error,
-        "network_calls_per_image": sum(int(c[3]) * len(c[0]) for c in chunks) / store.total,
     }
 
 
@@ -182,6 +157,8 @@ def main(args):
     if args.encodes:
         for flag in {"class_labels", "labels", "num_fid_samples", "preset", "no_png"} & args.given:
             raise UsageError(f"--{flag.replace('_', '-')} does not go with --likelihood")
+    if {"precision", "tf32"} <= args.given and (args.precision == "tf32") != args.tf32:
+        raise UsageError(f"--precision {args.precision} and --{'' if args.tf32 else 'no-'}tf32: give one of them")
     world = distributed.setup(timeout_hours=24)  # a slow process may end long after the others
     precision = set_precision(args.precision, world.device, args.tf32)
     pipeline = world.main_first(lambda: load_pipeline(args, world.device, precision))
@@ -217,27 +194,28 @@ def main(args):
     made = sum(len(store.indices(chunk)) for chunk in missing)
     progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if world.is_main else True, unit="image")
     with ThreadPoolExecutor(1) as writer:
-        writing = writer.submit(bool)  # nothing yet
+        pending = writer.submit(bool)  # nothing yet
         for chunk in own:
             if args.encodes:
                 arrays = score_chunk(args, pipeline, dataset, [indices[i] for i in store.indices(chunk)])
             else:
                 arrays = draw_chunk(args, pipeline, store.indices(chunk))
-            writing.result()  # no more than one chunk waits to be written, and its failure is ours
-            writing = writer.submit(keep_chunk, store, chunk, arrays, png_folder)
+            pending.result()  # no more than one chunk waits to be written, and its failure is ours
+            pending = writer.submit(keep_chunk, store, chunk, arrays, png_folder)
             progress.update(len(store.indices(chunk)))
-        writing.result()
+        pending.result()
     progress.close()
     world.barrier()
     if world.is_main:
         if not done:
-            if args.encodes:
-                summary = finish_likelihood(store, result, dataset, indices)
-            else:
-                summary = finish_samples(store, result, pipeline.recipe.image_size, expected_fid)
-            seconds = time.time() - started
-            speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
-            write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
+            with writing(folder, "--sample-dir"):
+                if args.encodes:
+                    summary = finish_likelihood(store, result, dataset, indices)
+                else:
+                    summary = finish_samples(store, result, pipeline.recipe.image_size, expected_fid)
+                seconds = time.time() - started
+                speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
+                write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
         if store.folder.is_dir():
             store.remove()
         report(json.loads(settings_file.read_text()), result, done)

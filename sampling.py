@@ -39,7 +39,7 @@ class GuidedModel(nn.Module):
     def _acts(self, t):
         if self.scale == 1:
             return False
-        return (self.low, self.high) == (0.0, 1.0) or bool(self.low <= t[0] <= self.high)
+        return (self.low, self.high) == (0.0, 1.0) or self.low <= float(t[0]) <= self.high
 
     def forward(self, x, t, y):
         self.calls += 1
@@ -67,14 +67,12 @@ class Pipeline:
     autoencoder: object
     latent_shape: tuple
     device: torch.device
-    vae_batch_size: int
-    vae_tiling: bool
+    decoding: dict  # LatentSpace.decode's batch_size and tiling
 
     @torch.no_grad()
     def decode(self, latents):
-        """Latents (N, C, h, w) -> uint8 images (N, H, W, 3), vae_batch_size at a time."""
-        parts = latents.float().split(self.vae_batch_size)
-        return torch.cat([to_uint8(self.autoencoder.decode(part, self.vae_tiling)) for part in parts])
+        """Latents (N, C, h, w) -> uint8 images (N, H, W, 3)."""
+        return to_uint8(self.autoencoder.decode(latents.float(), **self.decoding))
 
 
 def compile_network(model, encodes=False):
@@ -84,7 +82,9 @@ def compile_network(model, encodes=False):
     (encodes), which run through a graph more than once.
     """
     if encodes:
-        torch._functorch.config.donated_buffer = False  # likelihood goes back through a graph that it keeps
+        from torch._functorch import config
+
+        config.donated_buffer = False  # likelihood goes back through a graph that it keeps
     model.forward = torch.compile(model.forward, dynamic=False, mode=None if encodes else "reduce-overhead")
 
 
@@ -121,6 +121,7 @@ def _load(name, device, dtype, args=None):
     if args:
         _check_flags(args, recipe, path)
     model = load_weights(recipe.build(), state, path).to(device=device, dtype=dtype).eval().requires_grad_(False)
+    model.t_embedder.float()  # as in training: bfloat16 cannot tell neighbouring times apart
     return path, recipe, model
 
 
@@ -169,10 +170,10 @@ def load_pipeline(args, device, precision="fp32"):
             compile_network(weak, encodes=args.encodes)
     channels = None if args.cfg_channels == "all" else int(args.cfg_channels)
     guided = GuidedModel(model, scale, recipe.null_class, channels, args.guidance_low, args.guidance_high, weak)
-    if args.vae_tiling and autoencoder.name == "none":
-        raise UsageError("--vae-tiling: --vae none is pixel space, there is nothing to decode")
-    slices = args.vae_batch_size or max(1, 32 * 256**2 // recipe.image_size**2)
-    return Pipeline(path, recipe, guided, transport, autoencoder, shape, device, slices, args.vae_tiling)
+    for flag in {"vae_batch_size", "vae_tiling"} & args.given if autoencoder.name == "none" else ():
+        raise UsageError(f"--{flag.replace('_', '-')}: --vae none is pixel space, there is nothing to decode")
+    decoding = dict(batch_size=args.vae_batch_size, tiling=args.vae_tiling)
+    return Pipeline(path, recipe, guided, transport, autoencoder, shape, device, decoding)
 
 
 def ode_settings(args):

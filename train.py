@@ -8,11 +8,11 @@ takes its share: the number of processes changes nothing but rounding, and conti
 """
 
 import contextlib
-import math
 from copy import deepcopy
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 
 import distributed
@@ -91,7 +91,7 @@ def make_parser():
         "--num-workers", type=non_negative_int, default=4, help="data loading processes for each training process"
     )
     group = parser.add_argument_group("running")
-    group.add_argument("--dry-run", action="store_true", help="print what the run costs, do one step of it, write nothing")
+    group.add_argument("--dry-run", action="store_true", help="print what a run costs, do one step of it, write nothing")
     group.add_argument("--results-dir", default="results", help="where run folders go")
     group.add_argument("--ckpt", help="continue from this checkpoint, in a new run folder")
     group.add_argument("--resume", action="store_true", help="continue the newest run of these flags, or start it")
@@ -154,8 +154,8 @@ def check_flags(args, world):
     if args.global_batch_size % parts:
         by = f"{world.size} processes" + (f" x {args.grad_accum_steps} parts" if args.grad_accum_steps > 1 else "")
         raise UsageError(f"--global-batch-size {args.global_batch_size} does not divide by {by}")
-    if args.ckpt and args.resume:
-        raise UsageError("--ckpt and --resume: give one of them")
+    if args.ckpt and (args.resume or args.dry_run):
+        raise UsageError(f"--ckpt and --{'resume' if args.resume else 'dry-run'}: give one of them")
     if args.keep_every and not args.keep_last:
         raise UsageError("--keep-every goes with --keep-last")
     for flag in ("eval_ref", "eval_samples", "inception_weights"):
@@ -247,6 +247,8 @@ def train(args, world, monitor, dataset, total_steps, precision, path, content):
     micro = batch // args.grad_accum_steps
     forward = torch.compile(model) if args.compile else model
     if world.distributed:
+        if args.compile and args.grad_checkpointing:  # whose graph cannot be cut at the borders of DDP's buckets
+            torch._dynamo.config.optimize_ddp = False
         device_ids = [device.index] if device.type == "cuda" else None
         forward = DistributedDataParallel(forward, device_ids=device_ids, gradient_as_bucket_view=True)
     steps = StepSampler(len(dataset), args.global_batch_size, args.global_seed, start_step, total_steps, world.rank, world.size)
@@ -308,7 +310,9 @@ def train(args, world, monitor, dataset, total_steps, precision, path, content):
                 part_loss = losses["loss"].mean() / args.grad_accum_steps
                 part_loss.backward()
             loss += part_loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(trained, args.grad_clip or math.inf)
+        norm = get_total_norm([p.grad for p in trained])
+        if args.grad_clip:
+            clip_grads_with_norm_(trained, args.grad_clip, norm)
         good = numbers.watch(step, loss, norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step - 1, args, total_steps)

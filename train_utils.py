@@ -5,6 +5,7 @@ import difflib
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -187,7 +188,8 @@ def set_precision(precision, device, tf32=True):
     if precision == "tf32" and not cuda:
         raise UsageError(f"--precision tf32: this device ({device}) has no TF32; use fp32 or bf16")
     precision = precision or ("tf32" if cuda and tf32 else "fp32")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    # With bf16 too: for what runs outside autocast, such as the autoencoder.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
     return precision
 
 
@@ -250,6 +252,15 @@ def writable_folder(path, flag):
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot write there ({error.strerror})") from error
     return path
+
+
+@contextmanager
+def writing(path, flag):
+    """A full disk becomes a UserError naming the flag and the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot write there ({error.strerror or error})") from error
 
 
 def run(main, prog):

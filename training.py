@@ -81,16 +81,17 @@ def load_optimizer(optimizer, state, model, path):
 
     Keeps the fused kernels, which the number guard needs. Raises UserError where the state is of another model.
     """
-    (group,) = state["param_groups"]
-    parameters, places = list(model.parameters()), group["params"]
-    if len(places) == len(parameters):
-        places = [i for i, p in enumerate(parameters) if p.requires_grad]
-    moments = {new: state["state"][old] for new, old in enumerate(places) if old in state["state"]}
     try:
-        optimizer.load_state_dict({"state": moments, "param_groups": [group | {"params": list(range(len(places)))}]})
-    except ValueError as error:
+        (group,) = state["param_groups"]
+        parameters, places = list(model.parameters()), group["params"]
+        if len(places) == len(parameters):
+            places = [i for i, p in enumerate(parameters) if p.requires_grad]
+        moments = {new: state["state"][old] for new, old in enumerate(places) if old in state["state"]}
+        # Before loading, which puts the step counts where the kernels want them: on the device, for fused ones.
+        group = group | dict(params=list(range(len(places))), fused=True, foreach=None, capturable=False)
+        optimizer.load_state_dict({"state": moments, "param_groups": [group]})
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"--ckpt {path}: its optimizer state is that of another model ({error})") from error
-    optimizer.param_groups[0].update(fused=True, foreach=None, capturable=False)
 
 
 class Tolerant(Dataset):

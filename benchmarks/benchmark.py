@@ -1,6 +1,7 @@
 """How fast this machine trains and samples: python benchmarks/benchmark.py --model SiT-S/2 --batch-size 8
 
-Weights and data are random, so nothing is downloaded. A line of the table is a piece of work in one setting:
+Weights and data are random, so nothing is downloaded. A line of the table is a piece of work in one setting, as the
+scripts do it; but they run the autoencoder in float32 (TF32 on GPUs) and uncompiled alone, and compile without freezing.
 
     seconds       median of a call's time
     of peak       arithmetic of the model (costs.py) in that time, as a share of this machine's best matrix product in the
@@ -26,17 +27,19 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from torch.nn.utils import get_total_norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from measure import BF16, COMPILED, FAST, FROZEN, PLAIN, Setting, Stopwatch, compiled
+from measure import BF16, COMPILED, FAST, FROZEN, PLAIN, TF32, Setting, Stopwatch, compiled
 
 from autoencoder import LatentSpace
 from costs import SD_AUTOENCODER, PeakMemory, autoencoder_flops, config_of, forward_flops, step_flops
 from data import load_image, to_latents
 from errors import UsageError
 from models import SIT_CONFIGS, SiT
-from sampling import GuidedModel
-from train_utils import Parser, positive_int, run, set_precision
+from sampling import GuidedModel, compile_network
+from streams import SampleStreams
+from train_utils import Parser, positive_int, run
 from training import update_ema
 from transport import Sampler, create_transport
 
@@ -49,6 +52,8 @@ class Benchmark:
         self.config, self.transport = config_of(args.model, args.image_size), create_transport()
         self.forward_flops = self.batch * forward_flops(self.config)
         self.settings = (PLAIN, FAST) if args.quick else (PLAIN, BF16, COMPILED, FAST)
+        if device.type == "cuda":
+            self.settings = PLAIN, TF32, *self.settings[1:]
         self.steps = 3 if args.quick else 6  # points in time of the short solves
         side = self.config["input_size"]
         torch.manual_seed(0)
@@ -58,7 +63,7 @@ class Benchmark:
         self.watch = Stopwatch(device, args.out, {k: v for k, v in vars(args).items() if k != "given"}, args.quick)
 
     def network(self, setting, training=False):
-        """The network, compiled where guidance calls it too."""
+        """The network, compiled where guidance calls it too, but for sampling."""
         model = SiT(**self.config)
         for weight in model.parameters():
             if not weight.any():  # a product with zeros takes less power, and so less time, than a trained model's
@@ -95,7 +100,7 @@ class Benchmark:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=setting.dtype == torch.bfloat16):
                 loss = self.transport.training_losses(model, x1, kept)["loss"].mean()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, torch.inf)
+            get_total_norm([p.grad for p in trained])
             optimizer.step()
             optimizer.zero_grad()
             update_ema(averaged, trained, 0.9999)
@@ -113,8 +118,15 @@ class Benchmark:
             self.watch.compare("checkpoint", works, self.batch, step_flops(self.config, self.batch))
 
     def guided(self, setting):
-        """Guidance at 4, which calls the network on twice the batch."""
-        return GuidedModel(self.network(setting), 4.0, null_class=1000)
+        """Guidance at 4, which calls the network on twice the batch, as the scripts that sample have it."""
+        network = self.network(replace(setting, compile=False))
+        if setting.compile:
+            compile_network(network)
+        return GuidedModel(network, 4.0, null_class=1000)
+
+    def sde_sampler(self, steps, transport=None):
+        noise = SampleStreams(0, range(self.batch)).randn_like
+        return Sampler(transport or self.transport).sample_sde(num_steps=steps, randn=noise)
 
     def sampling(self, section, sample, calls):
         works = {setting: partial(sample, self.x, self.guided(setting), y=self.y) for setting in self.settings}
@@ -125,7 +137,7 @@ class Benchmark:
         self.sampling("ODE", sample, 2 * (self.steps - 1))
 
     def sde(self):
-        self.sampling("SDE", Sampler(self.transport).sample_sde(num_steps=self.steps), self.steps)
+        self.sampling("SDE", self.sde_sampler(self.steps), self.steps)
 
     def sde_twice(self):
         """Against a sampler that calls the network for the velocity and again for the score, as the published one did."""
@@ -137,7 +149,7 @@ class Benchmark:
             ("one call a drift, float32", PLAIN, self.transport),
             ("one call, bf16 + compile", FAST, self.transport),
         ):
-            sample = Sampler(transport).sample_sde(num_steps=self.args.sde_steps)
+            sample = self.sde_sampler(self.args.sde_steps, transport)
             works[replace(setting, name=name)] = partial(sample, self.x, self.guided(setting), y=self.y)
         self.watch.compare("SDE, twice", works, self.batch, budget=30)
 
@@ -221,7 +233,7 @@ class Benchmark:
         flip = self.t < 0.5
         with tempfile.TemporaryDirectory() as folder:
             file = self.moments(folder, 2 * self.batch)
-            encode = lambda: to_latents(autoencoder, images, flip, self.x)  # noqa: E731
+            encode = partial(to_latents, autoencoder, images, flip, self.x)
             read = lambda: to_latents(autoencoder, self.read(file, self.batch).to(self.device), flip, self.x)  # noqa: E731
             for setting in (PLAIN, FAST):
                 works = {}
@@ -270,7 +282,6 @@ def main(args):
     if args.sde_steps < 2:
         raise UsageError("--sde-steps counts points in time and must be at least 2")
     device = torch.device(args.device)
-    set_precision("fp32", device)
     diffusers_logging.set_verbosity_error()  # of a dtype that it would rather choose itself
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
     torch._functorch.config.donated_buffer = False  # likelihood goes back through a graph that it keeps

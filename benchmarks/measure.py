@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from atomic import write_json
 from costs import PeakMemory, matrix_peak, synchronize
+from train_utils import set_precision
 
 COLUMNS = "| {:11} | {:29} | {:>8} | {:>9} | {:>8} | {:>10} | {:>5} |"
 
@@ -22,16 +23,21 @@ class Setting:
     """How a network runs: precision of its weights (of the products alone in training), compiled or not."""
 
     name: str
-    dtype: torch.dtype = torch.float32
+    precision: str = "fp32"
     compile: bool = False
     freezing: bool = False  # inductor may rearrange the weights, which are then constants
 
+    @property
+    def dtype(self):
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
 
 PLAIN = Setting("eager float32")
-BF16 = Setting("bf16", torch.bfloat16)
+TF32 = Setting("tf32", "tf32")
+BF16 = Setting("bf16", "bf16")
 COMPILED = Setting("compile", compile=True)
-FAST = Setting("bf16 + compile", torch.bfloat16, compile=True)
-FROZEN = Setting("bf16 + compile + freezing", torch.bfloat16, compile=True, freezing=True)
+FAST = Setting("bf16 + compile", "bf16", compile=True)
+FROZEN = Setting("bf16 + compile + freezing", "bf16", compile=True, freezing=True)
 
 
 def compiled(function, setting):
@@ -62,9 +68,10 @@ class Stopwatch:
         self.content = dict(machine=machine, settings=settings, peaks={}, results=[])
         self._print(", ".join(f"{name} {value}" for name, value in machine.items()))
         sizes = [512] if quick else [2048, 4096, 8192] if device.type == "cuda" else [1024, 2048, 3072, 4096]
-        for precision, name in (("fp32", "float32"), ("bf16", "bfloat16")):
-            self.content["peaks"][name] = peak = matrix_peak(device, precision, sizes, turns=8)
-            self._print(f"matrix peak {name}: {peak / 1e12:.3f} TFLOP/s")
+        for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32", "bf16"):
+            set_precision(precision, device)
+            self.content["peaks"][precision] = peak = matrix_peak(device, precision, sizes, turns=8)
+            self._print(f"matrix peak {precision}: {peak / 1e12:.3f} TFLOP/s")
         self._print("\n" + COLUMNS.format("work", "setting", "seconds", "images/s", "of peak", "memory, MB", "ratio"))
         self._print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
 
@@ -72,7 +79,8 @@ class Stopwatch:
         self.progress.write(line, file=sys.stdout)
         sys.stdout.flush()
 
-    def seconds(self, work):
+    def seconds(self, work, setting=PLAIN):
+        set_precision(setting.precision, self.device)
         synchronize(self.device)
         started = time.perf_counter()
         work()
@@ -89,6 +97,7 @@ class Stopwatch:
         for setting, work in works.items():
             self.progress.set_description_str(f"{section}, {setting.name}: ")
             before.get(setting, bool)()
+            set_precision(setting.precision, self.device)
             work()
             peak = PeakMemory(self.device)
             work()
@@ -98,7 +107,7 @@ class Stopwatch:
             turn = {}
             for setting, work in works.items():
                 before.get(setting, bool)()
-                turn[setting] = self.seconds(work)
+                turn[setting] = self.seconds(work, setting)
             turns.append(turn)
             self.progress.update()
         plain = next(iter(works))
@@ -109,7 +118,7 @@ class Stopwatch:
         gc.collect()
 
     def add(self, section, setting, seconds, memory, images=None, flops=None, ratio=None, turns=1):
-        peak = self.content["peaks"][str(setting.dtype).removeprefix("torch.")]
+        peak = self.content["peaks"][setting.precision]
         row = dict(section=section, setting=setting.name, turns=turns, seconds=seconds, memory_bytes=memory, ratio=ratio)
         row["images_per_second"] = images / seconds if images else None
         row["share_of_peak"] = flops / seconds / peak if flops else None

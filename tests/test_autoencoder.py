@@ -40,6 +40,23 @@ def test_latents_have_unit_scale_and_reconstructions_are_recognised():
     assert right.mean() >= 0.96
 
 
+def test_what_it_does_at_once_is_limited(monkeypatch):
+    autoencoder, digits = load_autoencoder(str(VAE)), to_pixels(DigitsDataset(32).images[:5])
+    sizes = {"encoder": [], "decoder": []}
+    for name, seen in sizes.items():
+        hook = lambda module, inputs, output, seen=seen: seen.append(len(inputs[0]))  # noqa: E731
+        getattr(autoencoder.vae, name).register_forward_hook(hook)
+    mean, std = autoencoder.moments(digits)
+    whole = autoencoder.decode(mean)
+    slices = autoencoder.decode(mean, batch_size=2)
+    assert torch.allclose(whole, slices, atol=1e-5) and sizes == {"encoder": [5], "decoder": [5, 2, 2, 1]}
+    monkeypatch.setattr("autoencoder._slice", lambda side: {32: 3}[side])  # as large images would have it
+    assert torch.allclose(autoencoder.moments(digits)[0], mean, atol=1e-5)
+    assert torch.allclose(autoencoder.moments(digits)[1], std, atol=1e-5)
+    assert torch.allclose(autoencoder.decode(mean), whole, atol=1e-5)
+    assert sizes == {"encoder": [5, 3, 2, 3, 2], "decoder": [5, 2, 2, 1, 3, 2]}
+
+
 def test_large_images_are_decoded_in_tiles():
     autoencoder = load_autoencoder(str(VAE))
     digits = DigitsDataset(32).images[::1250][:4]

@@ -41,6 +41,7 @@ USAGE = {
     "digits of another size": (["--data-path", "builtin:digits", "--image-size", 64], ["--image-size 64", "32 x 32"]),
     "weight for velocity": ([*DIGITS, *TRAIN, "--loss-weight", "velocity"], ["velocity has no weight"]),
     "eps too large": ([*DIGITS, *TRAIN, "--train-eps", 0.7], ["train_eps", "0.7"]),
+    "dry run of a checkpoint": ([*DIGITS, *TRAIN, "--ckpt", "x.pt", "--dry-run"], ["--ckpt and --dry-run"]),
     "tf32 without GPU": ([*DIGITS, *TRAIN, "--precision", "tf32"], ["--precision tf32"]),
 }
 
@@ -140,8 +141,18 @@ SAMPLERS = {
     "unknown solver": (["ODE", "--sampling-method", "leapfrog"], ["leapfrog"]),
     "likelihood without images": (["ODE", "--likelihood"], ["--data-path"]),
     "images without purpose": (["ODE", "--data-path", "builtin:digits"], ["--data-path goes with"]),
+    "decoding for a likelihood": (
+        ["ODE", "--likelihood", "--data-path", "builtin:digits", "--vae-tiling"],
+        ["--vae-tiling", "decodes no images"],
+    ),
     "guided likelihood": (["ODE", "--likelihood", "--data-path", "builtin:digits", "--cfg-scale", 4], ["must be 1"]),
 }
+
+
+def test_two_precisions(capsys, trained, tmp_path):
+    for flags in (["--precision", "tf32", "--no-tf32"], ["--precision", "bf16", "--tf32"]):
+        argv = ["SDE", "--ckpt", trained, *flags, "--sample-dir", tmp_path]
+        one_line(call(capsys, "sample_ddp", *argv), 2, " ".join(flags[:2]), flags[2], "one of them")
 
 
 @pytest.mark.parametrize("script", ["sample", "sample_ddp"])
@@ -155,6 +166,8 @@ def test_settings_that_the_sampler_refuses(capsys, trained, tmp_path):
     one_line(run("SDE", "--num-sampling-steps", 1), 2, "num_steps", "at least 2")
     one_line(run("SDE", "--last-step-size", 1), 2, "last_step_size")
     one_line(run("SDE", "--diffusion-form", "SBDM", "--sample-eps", 0), 2, "sample_eps")
+    one_line(run("ODE", "--vae-tiling"), 2, "--vae-tiling", "pixel space")
+    one_line(run("ODE", "--vae-batch-size", 2), 2, "--vae-batch-size", "pixel space")
     one_line(run("ODE", "--guidance-low", 0.5, "--guidance-high", 0.2), 2, "--guidance-low 0.5")
     (tmp_path / "file").touch()
     one_line(call(capsys, "sample", "ODE", "--ckpt", trained, "--out", tmp_path / "file" / "s.png"), 1, "--out")

@@ -23,7 +23,7 @@ def test_a_quick_benchmark_writes_its_table(tmp_path):
     assert content.keys() == {"machine", "settings", "peaks", "results"}
     assert content["machine"].keys() == {"device", "threads", "torch"}
     assert content["settings"]["model"] == "SiT-T/8" and content["settings"]["quick"]
-    assert content["peaks"].keys() == {"float32", "bfloat16"} and min(content["peaks"].values()) > 0
+    assert content["peaks"].keys() == {"fp32", "bf16"} and min(content["peaks"].values()) > 0
     plain, fast = content["results"]
     assert plain["setting"] == "eager float32" and plain["ratio"] == 1.0 and fast["setting"] == "bf16 + compile"
     keys = {"section", "setting", "turns", "seconds", "images_per_second", "share_of_peak", "memory_bytes", "ratio"}

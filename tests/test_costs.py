@@ -119,6 +119,8 @@ def test_a_cache_of_imagenet_its_traffic_and_its_hours():
     expected = 400_000 * 256 * 3 * 2 * 118.6e9 / (8 * 0.4 * 312e12) / 3600
     assert hours(config, 400_000, "A100") == pytest.approx(expected, rel=1e-3)
     assert hours(config, 400_000, "A100", "tf32", checkpointing=True) == pytest.approx(expected * 2 * 4 / 3, rel=1e-3)
+    encoding = 400_000 * 256 * 273e9 / (8 * 0.4 * 156e12) / 3600
+    assert hours(config, 400_000, "A100", encoding=273e9) == pytest.approx(expected + encoding, rel=1e-3)
 
 
 def test_the_page_shows_the_tables_as_they_are():
@@ -135,10 +137,10 @@ def test_a_dry_run_says_what_a_run_costs_and_leaves_nothing(flags, tmp_path, cap
     assert result.code == 0, result.err
     lines = dict(re.split(r"  +", line, maxsplit=1) for line in result.out.splitlines())
     names = {"model", "batch", "forward", "training step", "memory", "all-reduced", "1 x A100", "1 x H100", "first step"}
-    assert lines.keys() - {"latent cache"} == names
+    assert lines.keys() - {"latent cache", "encoding"} == names
     assert lines["batch"] == "16 images on 1 process(es), 8 at a time, bf16"
     assert "h for 100 steps at 40 %" in lines["1 x H100"]
-    assert ("latent cache" in lines) == ("none" not in flags)
+    assert ("latent cache" in lines) == ("encoding" in lines) == ("none" not in flags)
     assert float(lines["first step"].split()[0]) > 0
     assert not list(tmp_path.iterdir())
 

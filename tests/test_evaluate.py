@@ -436,6 +436,7 @@ class Harmful:
         ("{samples} --ref {reference} --out {empty}", 2, "empty: it is a folder; give a file"),
         ("{samples} --ref {reference} --out {text}/x.json", 1, "cannot write there"),
         ("{samples} --ref {reference} --precision fp16", 2, "invalid choice: 'fp16'"),
+        ("{samples} --ref {reference} --precision bf16 --save-stats x.npz", 2, "--save-stats with --precision bf16"),
         ("{samples} --ref {reference} --precision tf32", 2, "this device (cpu) has no TF32"),
         ("{samples} --reff {reference}", 2, "--ref"),
         ("{samples} --ref {reference} --batchsize 4", 2, "did you mean --batch-size?"),

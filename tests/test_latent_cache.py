@@ -203,6 +203,8 @@ def test_a_full_disk_is_one_clear_line_and_costs_nothing(capsys, monkeypatch, wh
 def test_what_cannot_be_encoded(capsys, monkeypatch, images, tmp_path):
     run = lambda *more, out="out", data=images: call(capsys, "encode_latents", *flags(data, tmp_path / out, *more))  # noqa: E731
     one_line(run("--vae", "none"), 2, "--vae none")
+    one_line(run("--num-workers", -1), 2, "--num-workers", "at least 0")
+    one_line(run("--precision", "bf16"), 2, "--precision", "bf16")
     one_line(run("--image-size", 34), 2, "--image-size 34", "shrinks by 4")
     one_line(run(data=tmp_path / "nowhere"), 1, "nowhere", "no such folder")
     assert not (tmp_path / "out").exists()

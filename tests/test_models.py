@@ -179,6 +179,18 @@ def test_time_features_are_float32_in_a_bfloat16_model():
     assert not torch.equal(early, late)
 
 
+def test_time_is_embedded_in_float32_beside_bfloat16():
+    model, (x, t, y) = small_model(), inputs()
+    exact, seen = model.t_embedder(t), []
+    model.blocks[0].adaLN_modulation.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):  # training
+        assert torch.equal(model.t_embedder(t), exact)
+        model(x, t, y)
+    model.to(torch.bfloat16).t_embedder.float()  # sampling; here the weights have been rounded
+    assert model.t_embedder(t).dtype == torch.float32
+    assert model(x, t, y).dtype == torch.float32 and seen == [torch.float32, torch.bfloat16]
+
+
 @pytest.mark.parametrize("guided_channels", [3, None])
 def test_guidance(guided_channels):
     model, (x, t, y) = small_model(), inputs()

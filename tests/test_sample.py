@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,8 +8,10 @@ from PIL import Image
 
 from checkpoint import load_checkpoint
 from cli import call, launch
-from models import SiT
-from sampling import GuidedModel
+from models import SiT, SiT_models
+from sample import make_parser
+from sampling import GuidedModel, compile_network, load_pipeline
+from transport import Sampler, create_transport
 
 FAST = ["--num-sampling-steps", 6]
 
@@ -123,6 +126,36 @@ def test_autoguidance_by_a_weaker_checkpoint(trained, tmp_path, capsys):
     ]
     result = call(capsys, "sample", *flags)
     assert result.code == 0 and " 10 network calls" in result.out  # five steps, two networks
+
+
+@pytest.mark.parametrize("scale, low, graphs", [(1.0, 0.0, 1), (3.0, 0.0, 1), (3.0, 0.5, 2)])
+def test_a_solve_compiles_one_graph_for_each_batch_size(scale, low, graphs, monkeypatch):
+    """The last step too must ask for nothing new."""
+    seen = []
+
+    def backend(graph, inputs, mode=None):
+        seen.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    network = SiT_models["SiT-T/8"](input_size=8, num_classes=10).eval()
+    compile_network(network)
+    model = GuidedModel(network, scale, 10, low=low)
+    for method in ("Euler", "Heun"):
+        sample = Sampler(create_transport()).sample_sde(sampling_method=method, num_steps=4)
+        sample(torch.randn(2, 4, 8, 8), model, y=torch.tensor([1, 2]))
+    sample = Sampler(create_transport()).sample_ode(sampling_method="heun", num_steps=4)
+    sample(torch.randn(2, 4, 8, 8), model, y=torch.tensor([1, 2]))
+    assert len(seen) == graphs
+
+
+def test_bf16_samples_with_a_float32_time(trained):
+    args = make_parser().parse_args(["ODE", "--ckpt", str(trained)])
+    args.encodes = False
+    model = load_pipeline(args, torch.device("cpu"), "bf16").model.model
+    assert {p.dtype for p in model.t_embedder.parameters()} == {torch.float32}
+    assert model.pos_embed.dtype == model.y_embedder.embedding_table.weight.dtype == torch.bfloat16
 
 
 def test_bf16_weights_sample(trained, tmp_path, capsys):

@@ -1,7 +1,9 @@
 import csv
+import errno
 import hashlib
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -12,10 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from autoencoder import PixelSpace
 from chunks import ChunkStore
-from cli import ENV, call, command, kill_tree, launch
-from sample_ddp import label_of, main, make_parser
+from cli import ENV, call, command, kill_tree, launch, one_line
+from sample_ddp import label_of, make_parser
 
 SIZE = 32
 RUNS = {
@@ -109,17 +110,6 @@ def images_of(folder):
     return np.load(npz)["arr_0"].astype(int)
 
 
-def test_slices_of_decoding_change_rounding_alone(trained, tmp_path, capsys, monkeypatch):
-    sizes = []
-    decode = PixelSpace.decode
-    monkeypatch.setattr(PixelSpace, "decode", lambda self, x, tiling: sizes.append(len(x)) or decode(self, x))
-    argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 3, "--num-fid-samples", 7, "--per-proc-batch-size", 5]
-    for name, more in (("whole", []), ("slices", ["--vae-batch-size", 2])):
-        assert call(capsys, "sample_ddp", *argv, *more, "--sample-dir", tmp_path / name).code == 0
-    assert sizes == [5, 2, 2, 2, 1, 2]
-    assert np.abs(images_of(tmp_path / "whole") - images_of(tmp_path / "slices")).max() <= 1
-
-
 def test_compiled_samples_are_the_same(trained, tmp_path, capsys):
     argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 4, "--num-fid-samples", 4, "--no-png"]
     argv += ["--cfg-scale", 2, "--guidance-low", 0.5]  # on twice the images, from there on
@@ -129,16 +119,15 @@ def test_compiled_samples_are_the_same(trained, tmp_path, capsys):
     assert np.abs(images_of(tmp_path / "eager") - images_of(tmp_path / "compiled")).max() <= 1
 
 
-def test_a_chunk_that_cannot_be_written_ends_the_run(trained, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_line(trained, tmp_path, capsys, monkeypatch):
     """Chunks are written in a thread: what goes wrong there must not get lost."""
 
     def full(*args, **kwargs):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(ChunkStore, "save", full)
     argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 2, "--num-fid-samples", 9, "--sample-dir", tmp_path]
-    with pytest.raises(OSError, match="disk full"):
-        main(make_parser().parse_args(list(map(str, argv))))
+    one_line(call(capsys, "sample_ddp", *argv), 1, "--sample-dir", "No space left")
     assert not list(tmp_path.glob("*.npz"))
 
 
@@ -185,6 +174,10 @@ def test_presets_fill_what_was_not_typed():
     assert apply_preset(args) is None
     assert apply_preset(make_parser().parse_args(["ODE", "--preset", "B-2-400k"])) == 34.84
     assert (args.model, args.sampling_method, args.num_sampling_steps, args.cfg_scale) == ("SiT-B/2", "heun", 126, 4.0)
+    args = make_parser().parse_args(["ODE", "--preset", "B-2-400k", "--tf32"])
+    assert apply_preset(args) is None and args.precision == "tf32"
+    args = make_parser().parse_args(["ODE", "--preset", "B-2-400k", "--no-tf32"])
+    assert apply_preset(args) == 34.84 and args.precision == "fp32"
     assert {preset.model for preset in PRESETS.values()} == {"SiT-S/2", "SiT-B/2", "SiT-L/2", "SiT-XL/2"}
 
 

@@ -65,7 +65,7 @@ def test_a_run_leaves_log_checkpoint_curve_and_samples(trained):
     log = (run / "log.txt").read_text()
     assert re.search(r"\(step=0000004\) Train Loss: \d\.\d{4}, Train Steps/Sec: \d+\.\d\d, Images/Sec", log)
     assert re.search(r"matrix products reach [\d.]+ TFLOP/s; steps 0 to 6", log)
-    assert all(0 <= int(share) <= 100 for share in re.findall(r"Share of Peak: (\d+)%", log))
+    assert len(re.findall(r"Share of Peak: \d+%", log)) == 3
     assert "Done at step 6" in log
     assert list(losses(run)) == [2, 4, 6]
     assert Image.open(run / "loss.png").size[0] > 300
@@ -148,7 +148,7 @@ def agrees(tmp_path, trained, atol):
 @pytest.mark.parametrize("flags", [
     ["--grad-accum-steps", 4],
     ["--grad-checkpointing"],
-    ["--compile", "--grad-checkpointing", "--grad-accum-steps", 2],
+    ["--compile"],
 ], ids=lambda flags: " ".join(map(str, flags)))  # fmt: skip
 def test_what_saves_time_or_memory_changes_rounding_alone(tmp_path, trained, capsys, flags):
     result = call(capsys, "train", *SMALL, "--max-steps", 6, "--log-every", 2, "--results-dir", tmp_path, *flags)
@@ -156,7 +156,8 @@ def test_what_saves_time_or_memory_changes_rounding_alone(tmp_path, trained, cap
     agrees(tmp_path, trained, 1e-5)
 
 
-def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--compile", "--grad-checkpointing"]], ids=["eager", "compiled"])
+def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch, more):
     """Under DDP with accumulation; and each step's graph is the same, as DDP itself finds."""
     import train
 
@@ -180,7 +181,7 @@ def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch):
     for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()).items():
         monkeypatch.setenv(name, str(value))
     flags = ["--max-steps", 6, "--log-every", 2, "--results-dir", tmp_path, "--grad-accum-steps", 4]
-    result = call(capsys, "train", *SMALL, *flags)
+    result = call(capsys, "train", *SMALL, *flags, *more)
     assert result.code == 0, result.err
     (model,) = kept
     assert (model.met, model.alone) == (6, 6 * 3)

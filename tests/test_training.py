@@ -9,7 +9,18 @@ from checkpoint import Recipe
 from distributed import World
 from errors import UsageError, UserError
 from train import make_parser
-from training import DataGuard, NumberGuard, Stop, Tolerant, check_data, differences, draw_step, learning_rate, update_ema
+from training import (
+    DataGuard,
+    NumberGuard,
+    Stop,
+    Tolerant,
+    check_data,
+    differences,
+    draw_step,
+    learning_rate,
+    load_optimizer,
+    update_ema,
+)
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -72,6 +83,33 @@ def test_a_bad_step_never_reaches_the_weights():
     one_step(weight, optimizer, guard, 5, float("nan"))  # the first one too many is the one to name
     with pytest.raises(UserError, match=r"step 4: every rank's gradient"):
         check()
+
+
+def adamw_after_a_step(**settings):
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0, **settings)
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+def test_an_unfused_optimizer_state_goes_where_fused_kernels_read_it():
+    """On the device of the weights, its step counts too, which other kernels keep on the host."""
+    model = torch.nn.Module()
+    model.weight = torch.nn.Parameter(torch.ones(2, device="meta"))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    load_optimizer(optimizer, adamw_after_a_step(foreach=True), model, "c.pt")
+    assert optimizer.param_groups[0]["fused"] and not optimizer.param_groups[0]["foreach"]
+    assert {name: value.device.type for name, value in optimizer.state[model.weight].items()} == dict.fromkeys(
+        ("step", "exp_avg", "exp_avg_sq"), "meta"
+    )
+
+
+@pytest.mark.parametrize("state", [{}, {"state": {}, "param_groups": []}, {"state": {}, "param_groups": [{"params": 3}]}, []])
+def test_a_damaged_optimizer_state_is_named(state):
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"c\.pt: its optimizer state"):
+        load_optimizer(torch.optim.AdamW(model.parameters(), fused=True), state, model, "c.pt")
 
 
 class Images(torch.utils.data.Dataset):

@@ -121,7 +121,7 @@ class Sampler:
             states = integrate_sde(drift, diffusion, z, t0, t1, **settings)
             if last_step == "None":
                 return states
-            x, t = states[-1], torch.full((len(z),), t1, device=z.device, dtype=z.dtype)
+            x, t = states[-1], torch.full((), t1, device=z.device, dtype=z.dtype).expand(len(z))
             if last_step == "Mean":
                 x = x + drift(x, t) * h
             elif last_step == "Euler":
