@@ -2,6 +2,8 @@
 
 import shutil
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +42,23 @@ class ChunkStore:
     def remove(self):
         """Delete the chunks and their folder, with whatever a killed process left there."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def written_behind():
+    """Yields write(call, *args), which calls in a thread, in turn, so that the device goes on meanwhile.
+
+    No more than one call waits; what one raises is raised by the next write, or at the end.
+    """
+    with ThreadPoolExecutor(1) as writer:
+        pending = [writer.submit(bool)]
+
+        def write(call, *args):
+            pending.pop().result()
+            pending.append(writer.submit(call, *args))
+
+        yield write
+        pending.pop().result()
 
 
 def write_npz(path, shape, dtype, parts):

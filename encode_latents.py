@@ -22,7 +22,7 @@ from tqdm import tqdm
 import distributed
 from atomic import write_atomically, write_json
 from autoencoder import PUBLISHED, load_autoencoder
-from chunks import ChunkStore
+from chunks import ChunkStore, written_behind
 from data import DIGITS, open_dataset, to_pixels
 from errors import UsageError, UserError
 from latent_cache import COMPLETE, FORMAT, LABELS, MOMENTS, NAMES, LatentCache, encoder_hash, open_array, read_record
@@ -108,19 +108,20 @@ def encode(autoencoder, images, variants):
     return torch.stack([torch.stack(autoencoder.moments(to_pixels(view)), dim=1) for view in views], dim=1).half()
 
 
-def write_chunk(path, store, chunk, moments, labels, read):
+def write_chunk(folder, store, chunk, moments, labels, read):
     """Put moments (n, V, 2, C, h, w) in their place and flush them; then the chunk's own file says that they are there.
 
     By writing, not through a memory map: a full disk is an error then and not a SIGBUS, and machines that share the
     folder may write to the same page.
     """
     first, size = store.indices(chunk)[0], moments[0].nbytes
-    with open(path, "r+b") as file:
-        file.seek((first - store.total) * size, os.SEEK_END)
-        file.write(moments.numpy().tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-    store.save(chunk, labels=labels.numpy(), read=read.numpy())
+    with writing(folder, "--out"):
+        with open(Path(folder) / MOMENTS, "r+b") as file:
+            file.seek((first - store.total) * size, os.SEEK_END)
+            file.write(moments.numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        store.save(chunk, labels=labels.numpy(), read=read.numpy())
 
 
 def encode_chunks(args, world, dataset, autoencoder, store, chunks, variants):
@@ -134,7 +135,7 @@ def encode_chunks(args, world, dataset, autoencoder, store, chunks, variants):
     )
     guard = DataGuard(dataset, lambda line: tqdm.write(line, file=sys.stderr))
     total = sum(len(store.indices(chunk)) for chunk in chunks)
-    with tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress:
+    with tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress, written_behind() as write:
         for chunk, (images, labels, read) in zip(chunks, loader):
             guard.check(store.indices(chunk), read)
             moments = encode(autoencoder, images.to(world.device, non_blocking=True), variants).cpu()
@@ -142,8 +143,7 @@ def encode_chunks(args, world, dataset, autoencoder, store, chunks, variants):
             if not finite.all():
                 name = dataset.name(int(read[~finite][0]))
                 raise UserError(f"{name}: its latents are beyond float16's 65504, or not numbers; they cannot be cached")
-            with writing(args.out, "--out"):
-                write_chunk(Path(args.out) / MOMENTS, store, chunk, moments, labels, read)
+            write(write_chunk, args.out, store, chunk, moments, labels, read)
             progress.update(len(labels))
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 import distributed
 from atomic import write_json
-from chunks import ChunkStore, write_npz
+from chunks import ChunkStore, write_npz, written_behind
 from data import LabelledImages, spread
 from download import locate
 from errors import UsageError
@@ -193,17 +192,14 @@ def main(args):
     own = missing[world.rank :: world.size]
     made = sum(len(store.indices(chunk)) for chunk in missing)
     progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if world.is_main else True, unit="image")
-    with ThreadPoolExecutor(1) as writer:
-        pending = writer.submit(bool)  # nothing yet
+    with written_behind() as write:
         for chunk in own:
             if args.encodes:
                 arrays = score_chunk(args, pipeline, dataset, [indices[i] for i in store.indices(chunk)])
             else:
                 arrays = draw_chunk(args, pipeline, store.indices(chunk))
-            pending.result()  # no more than one chunk waits to be written, and its failure is ours
-            pending = writer.submit(keep_chunk, store, chunk, arrays, png_folder)
+            write(keep_chunk, store, chunk, arrays, png_folder)
             progress.update(len(store.indices(chunk)))
-        pending.result()
     progress.close()
     world.barrier()
     if world.is_main:
