@@ -235,11 +235,11 @@ class Benchmark:
             file = self.moments(folder, 2 * self.batch)
             encode = partial(to_latents, autoencoder, images, flip, self.x)
             read = lambda: to_latents(autoencoder, self.read(file, self.batch).to(self.device), flip, self.x)  # noqa: E731
+            works = {}
             for setting in (PLAIN, FAST):
-                works = {}
                 for name, latents in (("encoding", encode), ("cached", read)):
                     works[replace(setting, name=f"{name}, {setting.name}")] = self.trainer(setting, latents)
-                self.watch.compare("latents", works, self.batch, budget=30)
+            self.watch.compare("latents", works, self.batch, budget=30)
 
 
 SECTIONS = {
