@@ -95,6 +95,8 @@ def test_guidance_acts_where_it_should():
     model = GuidedModel(Linear(), 3.0, null, channels=None, low=0.3, high=0.6)
     assert torch.equal(at(model, 0.2), plain) and torch.equal(at(model, 0.7), plain) and torch.equal(at(model, 0.5), guided)
     assert model.calls == 3 and model.edges == (0.3, 0.6)
+    ends = GuidedModel(Linear(), 3.0, null, channels=None, low=0.7, high=0.8)  # float32 has them just below and just above
+    assert torch.equal(at(ends, 0.7), guided) and torch.equal(at(ends, 0.8), guided)
     paper = GuidedModel(Linear(), 3.0, null)
     assert torch.equal(at(paper, 0.5), torch.cat([guided[:, :3], plain[:, 3:]], 1)) and paper.edges == ()
 
