@@ -3,24 +3,29 @@
     python costs.py                          the tables of docs/scaling.md
     python train.py --dry-run FLAGS          the same for the run of these flags, and its first step
 
-config is a dict of SiT's keywords, complete, as checkpoints hold it (Recipe.model_args). A multiply-add is 2 FLOPs, and
-only matrix products count. GB are 10^9 bytes. A state is a float32: weight, gradient, two moments of Adam, average.
+network is the model itself, on the meta device, which holds no data (on_paper, or Recipe.build): costs ask it, and know
+nothing of their own about it. A multiply-add is 2 FLOPs, and only matrix products count. GB are 10^9 bytes. A state is a
+float32: weight, gradient, two moments of Adam, average.
 """
 
 import ctypes
 import gc
 import math
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import SIT_CONFIGS
+from common.sizes import height_width
+from models import SiT_models, model_config
 
 STATES = 5  # weights, gradients, Adam's two moments, EMA
-TIME_FEATURES = 256
+# What the blocks of models.py are made of: of others it is not known what they keep for the backward pass.
+KNOWN_MODULES = {"ModuleList", "SiTBlock", "LayerNorm", "Attention", "Mlp", "Sequential", "Linear"}
+KNOWN_MODULES |= {"GELU", "SiLU", "Dropout", "Identity"}
 IMAGENET = 1_281_167  # training images
 PEAKS = {  # FLOP/s of dense matrix products, from NVIDIA's data sheets (SXM)
     "A100": {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12},
@@ -35,54 +40,45 @@ SD_AUTOENCODER = dict(  # Stable Diffusion's, whose weights ema and mse are
 )
 
 
-def config_of(model, image_size=256, **changes):
-    """What train.py makes of a name in SIT_CONFIGS for ImageNet's classes and Stable Diffusion's latents."""
-    latents = dict(input_size=image_size // 8, in_channels=4)
-    labels = dict(num_classes=1000, class_dropout_prob=0.1)
-    return {**SIT_CONFIGS[model], **latents, **labels, "mlp_ratio": 4.0, "learn_sigma": False, **changes}
+def on_paper(model, image_size=256, **changes):
+    """The network that train.py makes of a name for ImageNet's classes and Stable Diffusion's latents, without data."""
+    sides = tuple(side // 8 for side in height_width(image_size))
+    latents = dict(input_size=sides, in_channels=4, learn_sigma=False)
+    with torch.device("meta"):
+        return SiT_models[model](**model_config(model, **latents | changes))
 
 
-def _dims(config):
-    """(tokens, width, MLP's width, depth, numbers in a patch of the input, and of the output)"""
-    width, patch = config["hidden_size"], config["in_channels"] * config["patch_size"] ** 2
-    tokens = (config["input_size"] // config["patch_size"]) ** 2
-    return tokens, width, int(width * config["mlp_ratio"]), config["depth"], patch, patch * (1 + config["learn_sigma"])
-
-
-def parameters(config):
+def parameters(network):
     """Trained numbers; the fixed position embedding is not among them."""
-    _, width, mlp, depth, patch_in, patch_out = _dims(config)
-    linear = lambda inputs, outputs: (inputs + 1) * outputs  # noqa: E731
-    labels = (config["num_classes"] + (config["class_dropout_prob"] > 0)) * width
-    embedders = linear(patch_in, width) + linear(TIME_FEATURES, width) + linear(width, width) + labels
-    attention, feed_forward = linear(width, 4 * width), linear(width, mlp) + linear(mlp, width)
-    block = attention + feed_forward + linear(width, 6 * width)
-    return embedders + depth * block + linear(width, 2 * width) + linear(width, patch_out)
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def forward_flops(config):
-    """FLOPs of the network for one image."""
-    tokens, width, mlp, depth, patch_in, patch_out = _dims(config)
-    attention = tokens * 4 * width**2 + 2 * tokens**2 * width  # four projections; queries x keys, weights x values
-    block = attention + tokens * 2 * width * mlp + 6 * width**2
-    embedders = tokens * patch_in * width + (TIME_FEATURES + width) * width
-    return 2 * (embedders + depth * block + 2 * width**2 + tokens * width * patch_out)
+@lru_cache(maxsize=32)
+def forward_flops(network):
+    """FLOPs of a network on the meta device for one image, counted as it runs: right for any backbone."""
+    x = torch.empty(1, network.in_channels, *(side * network.patch_size for side in network.grid), device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(x, torch.empty(1, device="meta"), torch.zeros(1, dtype=torch.long, device="meta"))
+    return counter.get_total_flops()
 
 
-def step_flops(config, batch, checkpointing=False):
+def step_flops(network, batch, checkpointing=False):
     """FLOPs of a training step: forward, twice that backward, and forward once more with gradient checkpointing."""
-    return (4 if checkpointing else 3) * batch * forward_flops(config)
+    return (4 if checkpointing else 3) * batch * forward_flops(network)
 
 
-def activation_bytes(config, precision="bf16", checkpointing=False):
-    """What the forward pass of one image keeps for the backward pass, uncompiled.
+def activation_bytes(network, precision="bf16", checkpointing=False):
+    """What the forward pass of one image keeps for the backward pass, uncompiled; nan for blocks other than models.py's.
 
     A block keeps for each token and channel, in the float32 of the residual stream, the inputs of two LayerNorms and of
     two modulations (4 numbers); in the precision of the products, the inputs of four Linears, the queries, keys and
     values, the input of GELU and both gated outputs (8 + 2 mlp_ratio numbers). With checkpointing it keeps its input
     alone, and one block at a time is there in full.
     """
-    tokens, width, mlp, depth, _, _ = _dims(config)
+    if not {type(module).__name__ for module in network.blocks.modules()} <= KNOWN_MODULES:
+        return math.nan
+    (_, tokens, width), depth = network.pos_embed.shape, len(network.blocks)
+    mlp = network.blocks[0].mlp.fc1.out_features
     size = 2 if precision == "bf16" else 4
     stream = 4 * tokens * width
     block = 4 * stream + size * tokens * (8 * width + 2 * mlp)
@@ -90,33 +86,33 @@ def activation_bytes(config, precision="bf16", checkpointing=False):
     return final + (depth * stream + block if checkpointing else depth * block)
 
 
-def training_bytes(config, batch, precision="bf16", checkpointing=False):
+def training_bytes(network, batch, precision="bf16", checkpointing=False):
     """(states, activations) of a process that does batch images at a time, uncompiled: together somewhat more than its
     tensors are at their peak, since gradients come as activations go; what kernels and the allocator take is extra.
 
     In bf16 the backward pass needs autocast's copy of the weights too, which checkpointing makes block by block.
     """
-    count = parameters(config)
+    count = parameters(network)
     copy = 2 * count if precision == "bf16" and not checkpointing else 0
-    return STATES * 4 * count, batch * activation_bytes(config, precision, checkpointing) + copy
+    return STATES * 4 * count, batch * activation_bytes(network, precision, checkpointing) + copy
 
 
-def all_reduced_bytes(config, processes):
+def all_reduced_bytes(network, processes):
     """Bytes that each process sends in a step to average float32 gradients over a ring."""
-    return 2 * (processes - 1) / processes * 4 * parameters(config)
+    return 2 * (processes - 1) / processes * 4 * parameters(network)
 
 
-def cache_bytes(images, channels, side, variants=2):
+def cache_bytes(images, latent_shape, variants=2):
     """Latents of a data set on disk: mean and standard deviation of each image and its mirror image, in float16."""
-    return images * variants * 2 * channels * side * side * 2
+    return images * variants * 2 * math.prod(latent_shape) * 2
 
 
-def hours(config, steps, gpu, precision="bf16", batch=256, gpus=8, share=0.4, checkpointing=False, encoding=0):
+def hours(network, steps, gpu, precision="bf16", batch=256, gpus=8, share=0.4, checkpointing=False, encoding=0):
     """Time of a training's arithmetic at a share of the GPUs' peak; encoding: FLOPs of the autoencoder for an image, which
     are done in TF32 unless the precision is fp32."""
-    network = step_flops(config, batch, checkpointing) / PEAKS[gpu][precision]
+    arithmetic = step_flops(network, batch, checkpointing) / PEAKS[gpu][precision]
     autoencoder = batch * encoding / PEAKS[gpu]["fp32" if precision == "fp32" else "tf32"]
-    return steps * (network + autoencoder) / (gpus * share) / 3600
+    return steps * (arithmetic + autoencoder) / (gpus * share) / 3600
 
 
 def autoencoder_flops(image_size):
@@ -184,67 +180,6 @@ class PeakMemory:
         return self.before if math.isnan(self.before) else self._resident("VmHWM") - self.before
 
 
-class DryRun:
-    """Stands in for train.py's Monitor: prints what the run costs and what its first step took, and writes nothing."""
-
-    def __init__(self, args, world, recipe, transport, autoencoder, latent_shape, total_steps):
-        self.args, self.world, self.total_steps = args, world, total_steps
-        self.recipe, self.transport, self.autoencoder, self.latent_shape = recipe, transport, autoencoder, latent_shape
-        self.memory = PeakMemory(world.device)
-
-    def _print(self, name, value):
-        if self.world.is_main:
-            print(f"{name:<16}{value}", flush=True)
-
-    def begin(self, trained, dataset, precision, *_):
-        args, config, processes = self.args, self.recipe.model_args, self.world.size
-        batch, again = args.global_batch_size, args.grad_checkpointing
-        micro = batch // processes // args.grad_accum_steps
-        self.flops, self.peak = step_flops(config, batch, again), matrix_peak(self.world.device, precision)
-        states, activations = training_bytes(config, micro, precision, again)
-        self._print("model", f"{args.model}, latents {self.latent_shape}, {sum(p.numel() for p in trained):,} parameters")
-        self._print("batch", f"{batch} images on {processes} process(es), {micro} at a time, {precision}")
-        self._print("forward", f"{forward_flops(config) / 1e9:.3g} GFLOP an image")
-        self._print("training step", f"{self.flops / 1e12:.3g} TFLOP")
-        self._print("memory", f"{gb(states)} states + {gb(activations)} activations a process, uncompiled")
-        self._print("all-reduced", f"{gb(all_reduced_bytes(config, processes))} a step from each process")
-        encoding = 0
-        if self.autoencoder.name != "none":
-            if dataset[0][0].dtype == torch.uint8:  # an image, not the moments of a cache
-                image = torch.zeros(1, 3, args.image_size, args.image_size, device=self.world.device)
-                with FlopCounterMode(display=False) as counter:
-                    self.autoencoder.moments(image)
-                encoding = counter.get_total_flops()
-                self._print("encoding", f"{batch * encoding / 1e12:.3g} TFLOP a step, none with a latent cache")
-            size = cache_bytes(len(dataset), *self.latent_shape[:2], variants=1 + dataset.mirrors)
-            self._print("latent cache", f"{gb(size)} for {len(dataset):,} images")
-        for gpu in PEAKS:
-            settings = dict(precision=precision, batch=batch, gpus=processes, checkpointing=again, encoding=encoding)
-            needed = hours(config, self.total_steps, gpu, **settings)
-            self._print(f"{processes} x {gpu}", f"{needed:,.2f} h for {self.total_steps:,} steps at 40 % of {precision}'s peak")
-
-    def working(self):
-        self.started = time.time()
-
-    def report(self, step, lr):
-        synchronize(self.world.device)
-        self.seconds = time.time() - self.started
-
-    def save(self, step, content):
-        return True
-
-    def finish(self, line):
-        speed = self.flops / self.world.size / self.seconds
-        share = f"{speed / 1e12:.3g} TFLOP/s ({speed / self.peak:.0%} of what its matrix products reach)"
-        took = f"{self.seconds:.2f} s; in a process, {share} and {gb(self.memory.read())} at the peak"
-        self._print("first step", f"{took}; it includes warming up")
-
-    def _nothing(self, *args):
-        """What else a Monitor does."""
-
-    log = warn = waiting = add = draw_samples = open_evaluation = evaluate = _nothing
-
-
 def gb(count):
     return f"{count / 1e9:.3g} GB"
 
@@ -262,9 +197,9 @@ def markdown(title, header, rows):
 # The tables are of the paper's setting, batch 256, on one machine.
 BATCH, GPUS, SHARE = 256, 8, 0.4
 EACH = BATCH // GPUS
-RUNS = [(f"SiT-{size}/2", px, config_of(f"SiT-{size}/2", px)) for px in (256, 512) for size in ("S", "B", "L", "XL")]
+RUNS = [(f"SiT-{size}/2", px, on_paper(f"SiT-{size}/2", px)) for px in (256, 512) for size in ("S", "B", "L", "XL")]
 LARGER = [  # than the paper's: heads of 128 channels
-    (f"depth {depth}, width {width}", 256, config_of("SiT-XL/2", depth=depth, hidden_size=width, num_heads=width // 128))
+    (f"depth {depth}, width {width}", 256, on_paper("SiT-XL/2", depth=depth, hidden_size=width, num_heads=width // 128))
     for depth, width in ((40, 2048), (48, 3072), (56, 4096))
 ]
 
@@ -272,10 +207,10 @@ LARGER = [  # than the paper's: heads of 128 channels
 def arithmetic_table():
     header = ["model", "px", "parameters, M", "forward, GFLOP/image", "step, TFLOP", "with checkpointing", "all-reduced, GB"]
     rows = []
-    for name, px, config in RUNS:
-        steps = [number(step_flops(config, BATCH, again) / 1e12) for again in (False, True)]
-        sent = f"{all_reduced_bytes(config, GPUS) / 1e9:.2f}"
-        rows.append([name, px, number(parameters(config) / 1e6), number(forward_flops(config) / 1e9), *steps, sent])
+    for name, px, network in RUNS:
+        steps = [number(step_flops(network, BATCH, again) / 1e12) for again in (False, True)]
+        sent = f"{all_reduced_bytes(network, GPUS) / 1e9:.2f}"
+        rows.append([name, px, number(parameters(network) / 1e6), number(forward_flops(network) / 1e9), *steps, sent])
     return markdown(f"Arithmetic and traffic of a step, batch {BATCH} on {GPUS} GPUs", header, rows)
 
 
@@ -283,9 +218,9 @@ def memory_table():
     kinds = [(precision, again) for again in (False, True) for precision in ("tf32", "bf16")]
     header = ["model", "px", "states", *(precision + ", checkpointing" * again for precision, again in kinds)]
     rows = []
-    for name, px, config in RUNS:
-        sums = [sum(training_bytes(config, EACH, *kind)) for kind in kinds]
-        states, _ = training_bytes(config, EACH)
+    for name, px, network in RUNS:
+        sums = [sum(training_bytes(network, EACH, *kind)) for kind in kinds]
+        states, _ = training_bytes(network, EACH)
         rows.append([name, px, *(number(count / 1e9) for count in (states, *sums))])
     return markdown(f"Memory of a GPU that trains on {EACH} images at a time, GB: states, and with activations", header, rows)
 
@@ -294,10 +229,10 @@ def time_table():
     kinds = [(gpu, precision) for gpu in PEAKS for precision in ("tf32", "bf16")]
     header = ["model", "px", *(" ".join(kind) for kind in kinds), "16 H100 bf16, ms/step", "all-reduce, ms"]
     rows = []
-    for name, px, config in RUNS:
-        spans = [[number(hours(config, steps, *kind, BATCH, GPUS, SHARE)) for steps in (400_000, 7_000_000)] for kind in kinds]
-        step = hours(config, 1, "H100", "bf16", BATCH, 2 * GPUS, SHARE) * 3600 * 1000
-        send = all_reduced_bytes(config, 2 * GPUS) / (GPUS * 25e9) * 1000
+    for name, px, network in RUNS:
+        spans = [[number(hours(network, steps, *kind, BATCH, GPUS, SHARE)) for steps in (400_000, 7_000_000)] for kind in kinds]
+        step = hours(network, 1, "H100", "bf16", BATCH, 2 * GPUS, SHARE) * 3600 * 1000
+        send = all_reduced_bytes(network, 2 * GPUS) / (GPUS * 25e9) * 1000
         rows.append([name, px, *map(" / ".join, spans), number(step), number(send)])
     title = f"Hours for 400K / 7M steps on {GPUS} GPUs at {SHARE:.0%} of their peak; a step on {2 * GPUS}, and its all-reduce"
     return markdown(title, header, rows)
@@ -307,7 +242,7 @@ def autoencoder_table():
     header = ["", "latents, GB", "with mirror images, GB", "encode, GFLOP/image", "decode, GFLOP/image"]
     rows = []
     for px in (256, 512):
-        sizes = [cache_bytes(IMAGENET, 4, px // 8, variants) for variants in (1, 2)]
+        sizes = [cache_bytes(IMAGENET, (4, px // 8, px // 8), variants) for variants in (1, 2)]
         rows.append([f"{px} px", *(number(count / 1e9) for count in (*sizes, *autoencoder_flops(px)))])
     return markdown(f"ImageNet's {IMAGENET:,} images as latents on disk, and the autoencoder's arithmetic", header, rows)
 
@@ -316,10 +251,10 @@ def sharding_table():
     """ZeRO-1 shards Adam's two moments; FSDP all states, of which it gathers the weights of a block at a time."""
     header = ["model", "px", "parameters, M", "DDP", "ZeRO-1", "FSDP", "activations", "activations, checkpointing"]
     rows = []
-    for name, px, config in (RUNS[3], RUNS[7], *LARGER):
-        count = parameters(config)
+    for name, px, network in (RUNS[3], RUNS[7], *LARGER):
+        count = parameters(network)
         states = [4 * count * share for share in (STATES, STATES - 2 + 2 / GPUS, STATES / GPUS)]
-        activations = [EACH * activation_bytes(config, "bf16", again) for again in (False, True)]
+        activations = [EACH * activation_bytes(network, "bf16", again) for again in (False, True)]
         rows.append([name, px, number(count / 1e6), *(number(size / 1e9) for size in (*states, *activations))])
     return markdown(f"States of a GPU by what shards them over {GPUS}, and bf16 activations of {EACH} images, GB", header, rows)
 

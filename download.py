@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import load_checkpoint, weights_of
-from errors import UserError
+from common.checkpoint import load_checkpoint, weights_of
+from common.errors import UserError
 
 PUBLISHED = {
     "SiT-XL-2-256x256.pt": "https://www.dl.dropboxusercontent.com/scl/fi/as9oeomcbub47de5g4be0/"

@@ -4,6 +4,7 @@ Architecture: Peebles & Xie, "Scalable Diffusion Models with Transformers" (arXi
 adaLN-Zero block; used by Ma et al., "SiT" (arXiv 2401.08740). Shapes below: N images, T tokens, D hidden width.
 """
 
+import inspect
 import math
 
 import torch
@@ -99,7 +100,7 @@ class FinalLayer(nn.Module):
 class SiT(nn.Module):
     """Scalable Interpolant Transformer.
 
-    input_size: height and width of the (latent) image; patch_size must divide it.
+    input_size: side of the (latent) image, or its (height, width); patch_size must divide them.
     class_dropout_prob: chance that training sees the null class; 0 means that there is no null class.
     learn_sigma: twice the output channels, of which the second half is not used. Published weights have it.
     """
@@ -118,8 +119,10 @@ class SiT(nn.Module):
         learn_sigma=True,
     ):
         super().__init__()
-        if input_size % patch_size:
+        height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+        if height % patch_size or width % patch_size:
             raise ValueError(f"input size {input_size} is not a multiple of patch size {patch_size}")
+        self.grid = height // patch_size, width // patch_size  # of patches: rows and columns
         self.input_size = input_size
         self.patch_size = patch_size
         self.in_channels = in_channels
@@ -129,10 +132,10 @@ class SiT(nn.Module):
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.grad_checkpointing = False  # recompute each block in the backward pass: less memory, more time
 
-        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
+        self.x_embedder = PatchEmbed((height, width), patch_size, in_channels, hidden_size, bias=True)
         self.t_embedder = TimestepEmbedder(hidden_size)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, class_dropout_prob)
-        pos_embed = sincos_pos_embed(hidden_size, input_size // patch_size)
+        pos_embed = sincos_pos_embed(hidden_size, *self.grid)
         self.pos_embed = nn.Parameter(pos_embed.unsqueeze(0), requires_grad=False)
         self.blocks = nn.ModuleList([SiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
@@ -156,9 +159,9 @@ class SiT(nn.Module):
 
     def unpatchify(self, tokens):
         """(N, T, patch_size^2 * C) -> (N, C, H, W); a token holds its patch as (row, column, channel)."""
-        p, c, side = self.patch_size, self.out_channels, self.input_size // self.patch_size
-        grid = tokens.reshape(tokens.shape[0], side, side, p, p, c)
-        return torch.einsum("nhwpqc->nchpwq", grid).reshape(tokens.shape[0], c, side * p, side * p)
+        p, c, (rows, columns) = self.patch_size, self.out_channels, self.grid
+        grid = tokens.reshape(tokens.shape[0], rows, columns, p, p, c)
+        return torch.einsum("nhwpqc->nchpwq", grid).reshape(tokens.shape[0], c, rows * p, columns * p)
 
     def forward(self, x, t, y, force_drop_ids=None):
         """Predict at x (N, C, H, W), times t (N,) in [0, 1] and class ids y (N,); returns (N, C, H, W) in x's dtype."""
@@ -187,8 +190,8 @@ class SiT(nn.Module):
         return torch.cat([torch.cat([guided, guided]), rest], dim=1)
 
 
-def sincos_pos_embed(hidden_size, side):
-    """Fixed position embedding of a side x side grid, row-major: (side^2, hidden_size).
+def sincos_pos_embed(hidden_size, rows, columns):
+    """Fixed position embedding of a grid, row-major: (rows * columns, hidden_size).
 
     The first half of the channels encodes the column, the second half the row; each is [sin(p w_k), cos(p w_k)]
     with w_k = 10000^(-k / (hidden_size / 4)), computed in float64.
@@ -197,12 +200,11 @@ def sincos_pos_embed(hidden_size, side):
         raise ValueError(f"hidden size {hidden_size} is not a multiple of 4")
     quarter = hidden_size // 4
     omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    position = torch.arange(side, dtype=torch.float64)
-    angles = position[:, None] * omega
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (side, hidden_size / 2)
-    column = axis[None, :, :].expand(side, side, -1)
-    row = axis[:, None, :].expand(side, side, -1)
-    return torch.cat([column, row], dim=2).reshape(side * side, hidden_size).float()
+    angles = torch.arange(max(rows, columns), dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # (longer side, hidden_size / 2)
+    column = axis[None, :columns].expand(rows, columns, -1)
+    row = axis[:rows, None].expand(rows, columns, -1)
+    return torch.cat([column, row], dim=2).reshape(rows * columns, hidden_size).float()
 
 
 # The paper's four sizes, and T, a tiny one for a CPU. The name of a model is its size and its patch: SiT-XL/2.
@@ -221,3 +223,11 @@ def _constructor(config):
 
 
 SiT_models = {name: _constructor(config) for name, config in SIT_CONFIGS.items()}
+
+
+def model_config(name, **changes):
+    """All of SiT's keywords for a name in SIT_CONFIGS, as checkpoints hold them. Raises ValueError for another name."""
+    if name not in SIT_CONFIGS:
+        raise ValueError(f"unknown model {name!r}; choose from {', '.join(SIT_CONFIGS)}")
+    defaults = {key: parameter.default for key, parameter in inspect.signature(SiT).parameters.items()}
+    return {**defaults, **SIT_CONFIGS[name], **changes}

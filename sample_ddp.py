@@ -14,123 +14,87 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm
-
-import distributed
-from atomic import write_json
-from chunks import ChunkStore, write_npz, written_behind
-from data import LabelledImages, spread
-from download import locate
-from errors import UsageError
-from likelihood import finish_likelihood, log_likelihood
-from presets import PRESETS, apply_preset
-from records import identity_of, machine_of, run_name
-from sampling import load_pipeline, sampler_from
-from streams import SampleStreams, generator
-from train_utils import (
-    Parser,
-    check_likelihood_args,
-    parse_guidance_args,
-    parse_likelihood_args,
-    parse_model_args,
-    parse_ode_args,
-    parse_sde_args,
-    parse_speed_args,
-    parse_transport_args,
-    positive_int,
-    run,
-    set_precision,
-    writable_folder,
-    writing,
-)
+from common.errors import UsageError
+from inference.presets import PRESETS, settings_of
+from sample_utils import check_likelihood_args, guidance_from, parse_modes, pipeline_from, solver_from
+from train_utils import Listed, Parser, check_given, flags_of, free, positive_int, run
 
 
 def make_parser():
-    parser = Parser(prog="sample_ddp.py", description="Many samples, or the likelihood of a data set, under torchrun or alone.")
-    modes = parser.add_subparsers(
-        dest="mode", required=True, metavar="ODE|SDE", help="sample_ddp.py ODE --help lists its flags"
-    )
-    for mode, title in (("ODE", "sample by the probability flow"), ("SDE", "sample by the reverse SDE")):
-        sub = modes.add_parser(mode, help=title, description=f"sample_ddp.py {mode}: {title}.")
-        parse_model_args(sub, vae="ema")
-        group = sub.add_argument_group("sampling")
-        group.add_argument("--preset", choices=PRESETS, help="the paper's settings for flags that are left out (presets.py)")
-        group.add_argument("--num-sampling-steps", type=positive_int, default=250, help="points in time of a fixed solver")
+    def add_own(group):
+        preset = "the paper's settings for flags that are left out (presets.py)"
+        free(group.add_argument("--preset", choices=PRESETS, help=preset))
         group.add_argument("--num-fid-samples", type=positive_int, default=50_000, help="how many samples")
         group.add_argument("--per-proc-batch-size", type=positive_int, default=4, help="samples a chunk")
         group.add_argument("--global-seed", type=int, default=0, help="sample i depends on it and on i alone")
         group.add_argument("--labels", default="random", choices=["random", "balanced"], help="how labels are drawn")
-        group.add_argument("--class-labels", type=int, nargs="+", metavar="ID", help="sample i gets label i mod their number")
-        group.add_argument("--sample-dir", default="samples", help="where the folder, .npz and .json go")
+        group.add_argument("--class-labels", action=Listed, metavar="ID", help="sample i gets label i mod their number")
+        free(group.add_argument("--sample-dir", default="samples", help="where the folder, .npz and .json go"))
         group.add_argument("--no-png", action="store_true", help="only the .npz")
-        group.add_argument(
-            "--tf32", default=True, action=argparse.BooleanOptionalAction, help="on GPUs, unless --precision says"
-        )
-        parse_speed_args(sub)
-        parse_guidance_args(sub, cfg_scale=1.0)
-        parse_transport_args(sub)
-        if mode == "ODE":
-            parse_ode_args(sub)
-            parse_likelihood_args(sub, num_images=None)
-        else:
-            parse_sde_args(sub)
+        tf32 = dict(default=True, action=argparse.BooleanOptionalAction, help="on GPUs, unless --precision says")
+        free(group.add_argument("--tf32", **tf32))
+
+    parser = Parser(prog="sample_ddp.py", description="Many samples, or the likelihood of a data set, under torchrun or alone.")
+    parse_modes(parser, add_own, vae="ema", cfg_scale=1.0, num_images=None)
     return parser
 
 
-def label_of(args, num_classes, index):
-    """Class of sample index: a function of the seed and the index alone."""
-    if args.class_labels:
-        return args.class_labels[index % len(args.class_labels)]
-    if args.labels == "random":
-        return int(torch.randint(num_classes, (), generator=generator("cpu", args.global_seed, "label", index)))
-    block, place = divmod(index, num_classes)  # each run of num_classes samples has every class once, shuffled
-    return int(torch.randperm(num_classes, generator=generator("cpu", args.global_seed, "balanced", block))[place])
+def apply_preset(args):
+    """Fill the flags that were not typed from --preset; returns the FID-50K to expect, or None where what was typed
+    differs from it."""
+    settings, fid = settings_of(args.preset, args.mode)
+    if "tf32" in args.given and "precision" not in args.given:
+        args.precision, args.given = "tf32" if args.tf32 else "fp32", args.given | {"precision"}
+    changed = [key for key, value in settings.items() if key in args.given and getattr(args, key) != value]
+    for key, value in settings.items():
+        if key not in args.given:
+            setattr(args, key, value)
+    args.given = args.given | {"model", "image_size"}  # a checkpoint of another model is a contradiction
+    return None if changed else fid
 
 
-def draw_chunk(args, pipeline, indices):
-    """Samples of these indices: dict of arrays for the chunk's file, of which the images are still on the device."""
-    labels = torch.tensor([label_of(args, pipeline.recipe.num_classes, i) for i in indices])
-    streams, steps = SampleStreams(args.global_seed, indices), []
-    network, device = pipeline.model, pipeline.device
-    calls = network.calls
-    sample = sampler_from(args, pipeline.transport, network.edges, streams.randn_like, on_step=lambda: steps.append(1))
-    latents = sample(streams.randn(pipeline.latent_shape, device), network, y=labels.to(device))[-1]
-    return dict(images=pipeline.decode(latents), labels=labels.numpy(), calls=network.calls - calls, steps=len(steps))
+def check_flags(args):
+    """(the paper's FID for these flags or None, whether they ask for a likelihood). Raises UsageError."""
+    expected_fid = apply_preset(args) if args.preset else None
+    scores = check_likelihood_args(args)
+    if args.mode == "ODE" and args.reverse:
+        raise UsageError("--reverse encodes images to look at: use sample.py; here --likelihood is the task of --data-path")
+    if scores:
+        drawn = ("class_labels", "labels", "num_fid_samples", "preset", "no_png")
+        check_given(args, drawn, " does not go with --likelihood")
+    if {"precision", "tf32"} <= args.given and (args.precision == "tf32") != args.tf32:
+        raise UsageError(f"--precision {args.precision} and --{'' if args.tf32 else 'no-'}tf32: give one of them")
+    return expected_fid, scores
 
 
-def score_chunk(args, pipeline, dataset, indices):
-    """Likelihoods of these images: dict of arrays for the chunk's file."""
-    calls = pipeline.model.calls
-    images, labels = dataset.batch(indices)
-    nats, bits = log_likelihood(pipeline, args, images, labels, SampleStreams(args.global_seed, indices))
-    return dict(nats=nats.numpy(), bits=bits.numpy(), labels=labels.numpy(), calls=pipeline.model.calls - calls)
+def describe(args, pipe, guidance, precision, data):
+    """(name of the run, all that decides its images): no run is mistaken for another's remains."""
+    from inference.records import identity_hash, identity_of
+
+    paths = {"model": pipe.path} | ({"guidance": guidance.weak.path} if guidance.weak else {})
+    settings = {key: value for key, value in flags_of(args).items() if key in args.identity}
+    identity = identity_of(settings | dict(cfg_scale=guidance.scale, precision=precision), pipe, paths) | data
+    model, task = pipe.recipe.model.replace("/", "-"), f"{args.mode}-{args.num_sampling_steps}-{args.sampling_method}"
+    task = "likelihood" if data else task
+    about = f"cfg-{guidance.scale:g}-seed-{args.global_seed}-{identity_hash(identity, args.identity)}"
+    return f"{model}-{pipe.path.stem}-{task}-{about}", identity
 
 
-def keep_chunk(store, chunk, arrays, png_folder):
-    """Write a chunk's file and pictures: in a thread, so that the device draws the next chunk meanwhile."""
-    if "images" in arrays:
-        arrays["images"] = arrays["images"].cpu().numpy()
-    with writing(store.folder, "--sample-dir"):
-        for index, image in zip(store.indices(chunk), arrays["images"]) if png_folder else ():
-            Image.fromarray(image).save(png_folder / f"{index:06d}.png")
-        store.save(chunk, **arrays)
+def make_work(args, pipe, settings, expected_fid, scores):
+    """(what makes the chunks, how many items there are, what is said of their data)"""
+    from data.sources import LabelledImages, spread
+    from inference.chunked import Labels, Samples, Scores
 
-
-def finish_samples(store, npz, side, expected_fid):
-    """Assemble the .npz from the chunks, one at a time; returns what the .json says of it."""
-    calls = [store.load(chunk, "calls", "steps") for chunk in range(store.count)]
-    sizes = [len(store.indices(chunk)) for chunk in range(store.count)]
-    parts = (store.load(chunk, "images")[0] for chunk in range(store.count))
-    write_npz(npz, (store.total, side, side, 3), np.uint8, parts)
-    return {
-        "samples": store.total,
-        "network_calls_per_sample": sum(int(c) * n for (c, _), n in zip(calls, sizes)) / store.total,
-        "solver_steps_per_sample": sum(int(s) * n for (_, s), n in zip(calls, sizes)) / store.total or None,
-        "expected_fid_50k": expected_fid,
-    }
+    if not scores:
+        pipe.check_classes(args.class_labels or ())
+        labels = Labels(pipe.recipe.num_classes, args.global_seed, args.labels, args.class_labels)
+        return Samples(pipe, labels, args.global_seed, settings, expected_fid=expected_fid), args.num_fid_samples, {}
+    dataset = LabelledImages(args.data_path, pipe.recipe)
+    chosen = spread(len(dataset), args.num_images)
+    names = repr([dataset.name(i) for i in chosen])
+    data = {"data": {"path": args.data_path, "names_sha256": hashlib.sha256(names.encode()).hexdigest()}}
+    probes = dict(num_probes=args.num_probes, exact_divergence=args.exact_divergence, dequantize=args.dequantize)
+    return Scores(pipe, dataset, chosen, args.global_seed, settings | probes), len(chosen), data
 
 
 def report(summary, result, done):
@@ -149,67 +113,40 @@ def report(summary, result, done):
 
 
 def main(args):
-    expected_fid = apply_preset(args) if args.preset else None
-    check_likelihood_args(args)
-    if args.mode == "ODE" and args.reverse:
-        raise UsageError("--reverse encodes images to look at: use sample.py; here --likelihood is the task of --data-path")
-    if args.encodes:
-        for flag in {"class_labels", "labels", "num_fid_samples", "preset", "no_png"} & args.given:
-            raise UsageError(f"--{flag.replace('_', '-')} does not go with --likelihood")
-    if {"precision", "tf32"} <= args.given and (args.precision == "tf32") != args.tf32:
-        raise UsageError(f"--precision {args.precision} and --{'' if args.tf32 else 'no-'}tf32: give one of them")
+    expected_fid, scores = check_flags(args)
+    solver = solver_from(args)
+
+    from common import distributed
+    from common.atomic import writable_folder, write_json, writing
+    from common.chunks import ChunkStore
+    from common.precision import set_precision
+    from inference.chunked import make_chunks
+    from inference.records import machine_of
+
     world = distributed.setup(timeout_hours=24)  # a slow process may end long after the others
     precision = set_precision(args.precision, world.device, args.tf32)
-    pipeline = world.main_first(lambda: load_pipeline(args, world.device, precision))
-    wrong = [label for label in args.class_labels or () if not 0 <= label < pipeline.recipe.num_classes]
-    if wrong:
-        raise UsageError(f"--class-labels {wrong[0]}: this model knows the classes 0 to {pipeline.recipe.num_classes - 1}")
-    args.precision = precision
-
-    paths = {"model": pipeline.path} | ({"guidance": locate(args.guidance_ckpt)} if args.guidance_ckpt else {})
-    identity = world.broadcast(identity_of(args, pipeline, paths) if world.is_main else None)
-    if args.encodes:
-        dataset = LabelledImages(args.data_path, pipeline.recipe)
-        indices = spread(len(dataset), args.num_images)
-        names = repr([dataset.name(i) for i in indices])
-        identity["data"] = {"path": args.data_path, "names_sha256": hashlib.sha256(names.encode()).hexdigest()}
-        total = len(indices)
-    else:
-        total = args.num_fid_samples
-    name = run_name(args, pipeline, identity)
+    pipe = world.main_first(lambda: pipeline_from(args, world.device, precision))
+    settings = dict(solver=solver, guidance=guidance_from(args, pipe, precision))
+    pipe.network(settings["guidance"])  # it can be guided so
+    work, total, data = make_work(args, pipe, settings, expected_fid, scores)
+    name, identity = world.broadcast(describe(args, pipe, settings["guidance"], precision, data) if world.is_main else None)
     folder = Path(args.sample_dir)
-    result = folder / f"{name}.csv" if args.encodes else folder / f"{name}.npz"
-    settings_file = folder / f"{name}.json"
-    png_folder = None if args.no_png or args.encodes else folder / name
+    result, settings_file = folder / f"{name}.{'csv' if scores else 'npz'}", folder / f"{name}.json"
+    if not (args.no_png or scores):
+        work.png_folder = folder / name
     store = ChunkStore(folder / f"{name}.chunks", total, args.per_proc_batch_size)
     if world.is_main:
-        for path in (folder, store.folder, *([png_folder] if png_folder else [])):
+        for path in (folder, store.folder, *([folder / name] if not (args.no_png or scores) else [])):
             writable_folder(path, "--sample-dir")
     done = world.broadcast(settings_file.exists() and result.exists())
-    missing = world.broadcast(store.missing() if not done else [])
-
-    started = time.time()
-    own = missing[world.rank :: world.size]
-    made = sum(len(store.indices(chunk)) for chunk in missing)
-    progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if world.is_main else True, unit="image")
-    with written_behind() as write:
-        for chunk in own:
-            if args.encodes:
-                arrays = score_chunk(args, pipeline, dataset, [indices[i] for i in store.indices(chunk)])
-            else:
-                arrays = draw_chunk(args, pipeline, store.indices(chunk))
-            write(keep_chunk, store, chunk, arrays, png_folder)
-            progress.update(len(store.indices(chunk)))
-    progress.close()
+    missing, started = world.broadcast(store.missing() if not done else []), time.time()
+    make_chunks(work, store, missing[world.rank :: world.size], show=world.is_main)
     world.barrier()
     if world.is_main:
         if not done:
             with writing(folder, "--sample-dir"):
-                if args.encodes:
-                    summary = finish_likelihood(store, result, dataset, indices)
-                else:
-                    summary = finish_samples(store, result, pipeline.recipe.image_size, expected_fid)
-                seconds = time.time() - started
+                summary = work.finish(store, result)
+                made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
                 speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
                 write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
         if store.folder.is_dir():

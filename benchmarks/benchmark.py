@@ -32,15 +32,15 @@ from torch.nn.utils import get_total_norm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import BF16, COMPILED, FAST, FROZEN, PLAIN, TF32, Setting, Stopwatch, compiled
 
-from autoencoder import LatentSpace
+from common.errors import UsageError
+from common.streams import SampleStreams
 from costs import SD_AUTOENCODER, PeakMemory, autoencoder_flops, config_of, forward_flops, step_flops
-from data import load_image, to_latents
-from errors import UsageError
+from data.autoencoder import LatentSpace
+from data.images import load_image, to_latents
+from inference.guidance import GuidedModel, compile_network
 from models import SIT_CONFIGS, SiT
-from sampling import GuidedModel, compile_network
-from streams import SampleStreams
 from train_utils import Parser, positive_int, run
-from training import update_ema
+from training.ema import update_ema
 from transport import Sampler, create_transport
 
 

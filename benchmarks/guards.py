@@ -19,7 +19,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
-from training import DataGuard, Draws, NumberGuard
+from data.tolerant import DataGuard
+from training.draws import Draws
+from training.guards import NumberGuard
 
 
 def plain_draws(seed, step, batch, shape, device):

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from atomic import write_json
+from common.atomic import write_json
 from costs import PeakMemory, matrix_peak, synchronize
 from train_utils import set_precision
 

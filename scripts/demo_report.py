@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import read_digits
+from data.images import read_digits
 from digit_classifier import diversity, features, train_classifier
 
 matplotlib.use("Agg")

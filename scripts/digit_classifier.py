@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.svm import SVC
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import held_out_digits, read_digits
+from data.images import held_out_digits, read_digits
 
 
 def features(images):

@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import DigitsDataset, held_out_digits, to_pixels
+from data.images import DigitsDataset, held_out_digits, to_pixels
 
 
 def shift(images, pixels=2):

@@ -2,8 +2,10 @@
 
 import signal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 torch.set_num_threads(1)
 
@@ -53,3 +55,75 @@ def inception_weights(tmp_path_factory):
     nn.init.normal_(network.fc.bias)
     torch.save(network.state_dict(), folder / "inception.pth")
     return folder / "inception.pth"
+
+
+# Inputs of the metrics: a random Inception whose features differ between images, and images that differ.
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluate")
+
+
+@pytest.fixture(scope="session")
+def weights(inception_weights):
+    return inception_weights
+
+
+def pictures(count, seed):
+    """uint8 (count, 32, 32, 3): waves of random direction, colour and contrast."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:32, :32]
+    frequency = rng.normal(0, 0.4, (count, 2, 1, 1))
+    waves = np.sin(frequency[:, 0] * y + frequency[:, 1] * x + rng.uniform(0, 6, (count, 1, 1)))
+    pixels = 127 + rng.uniform(-90, 90, (count, 1, 1, 3)) * waves[..., None] + rng.uniform(-60, 60, (count, 1, 1, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def inception(weights):
+    from metrics.features import load_inception
+
+    return load_inception(weights)
+
+
+@pytest.fixture(scope="session")
+def sample_images():
+    return pictures(7, seed=1)
+
+
+@pytest.fixture(scope="session")
+def reference_images():
+    return pictures(8, seed=2)
+
+
+@pytest.fixture(scope="session")
+def sample_features(sample_images, inception):
+    from metrics.features import extract_features
+
+    return extract_features(sample_images, inception, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def reference_features(reference_images, inception):
+    from metrics.features import extract_features
+
+    return extract_features(reference_images, inception, batch_size=4)
+
+
+@pytest.fixture(scope="session")
+def samples(folder, sample_images):
+    """The samples as a folder of PNGs."""
+    path = folder / "samples"
+    path.mkdir()
+    for i, image in enumerate(sample_images):
+        Image.fromarray(image).save(path / f"{i:06d}.png")
+    (path / "notes.txt").write_text("not an image")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference(folder, reference_images):
+    """The reference images as a .npz."""
+    np.savez(folder / "reference.npz", arr_0=reference_images, arr_1=np.arange(len(reference_images)))
+    return folder / "reference.npz"

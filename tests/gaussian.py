@@ -9,7 +9,7 @@ import math
 import torch
 
 PATHS = ("Linear", "GVP", "VP")
-PREDICTIONS = ("velocity", "score", "noise")
+PREDICTIONS = ("velocity", "score", "noise", "data")
 
 
 def coefficients(path, t):
@@ -43,6 +43,8 @@ class Gaussian:
             return -centred / variance
         if self.prediction == "noise":
             return sigma * centred / variance
+        if self.prediction == "data":
+            return self.mean + alpha * self.std**2 / variance * centred
         return d_alpha * self.mean + (alpha * d_alpha * self.std**2 + sigma_d_sigma) / variance * centred
 
     def flow(self, x, t0, t1):

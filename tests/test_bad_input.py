@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from checkpoint import load_checkpoint
 from cli import DIGITS, ROOT, call, launch, one_line
+from common.checkpoint import load_checkpoint
 
 VAE = ROOT / "assets" / "digits-vae"
 TRAIN = ["--vae", "none", "--model", "SiT-T/8", "--max-steps", 1, "--global-batch-size", 2, "--num-workers", 0]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from inference.guidance import compile_network
 from models import SiT, SiT_models
-from sampling import compile_network
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "reference.npz")
 SMALL = dict(input_size=8, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=5)

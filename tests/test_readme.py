@@ -4,7 +4,7 @@ import re
 
 from cli import ROOT
 from flag_tables import tables
-from presets import PRESETS
+from inference.presets import PRESETS
 
 README = (ROOT / "README.md").read_text()
 

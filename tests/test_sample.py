@@ -1,17 +1,12 @@
 import re
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from checkpoint import load_checkpoint
 from cli import call, launch
-from models import SiT, SiT_models
-from sample import make_parser
-from sampling import GuidedModel, compile_network, load_pipeline
-from transport import Sampler, create_transport
+from common.checkpoint import load_checkpoint
 
 FAST = ["--num-sampling-steps", 6]
 
@@ -78,37 +73,6 @@ def test_likelihood_is_that_of_the_images(trained, tmp_path, capsys):
     assert noise.code == 0 and mean(noise) != mean(digits)
 
 
-class Linear(torch.nn.Module):
-    """A network whose output shows its inputs: x plus the class id."""
-
-    def forward(self, x, t, y):
-        return x + y.view(-1, 1, 1, 1)
-
-    forward_with_cfg = SiT.forward_with_cfg
-
-
-def test_guidance_acts_where_it_should():
-    x, y, null = torch.zeros(2, 4, 1, 1), torch.tensor([1, 2]), 10
-    at = lambda model, t: model(x, torch.full((2,), t), y)[:, :, 0, 0]  # noqa: E731
-    plain = torch.tensor([[1.0] * 4, [2.0] * 4])
-    guided = 10 + 3 * (plain - 10)
-    model = GuidedModel(Linear(), 3.0, null, channels=None, low=0.3, high=0.6)
-    assert torch.equal(at(model, 0.2), plain) and torch.equal(at(model, 0.7), plain) and torch.equal(at(model, 0.5), guided)
-    assert model.calls == 3 and model.edges == (0.3, 0.6)
-    ends = GuidedModel(Linear(), 3.0, null, channels=None, low=0.7, high=0.8)  # float32 has them just below and just above
-    assert torch.equal(at(ends, 0.7), guided) and torch.equal(at(ends, 0.8), guided)
-    paper = GuidedModel(Linear(), 3.0, null)
-    assert torch.equal(at(paper, 0.5), torch.cat([guided[:, :3], plain[:, 3:]], 1)) and paper.edges == ()
-
-    class Weak(torch.nn.Module):
-        def forward(self, x, t, y):
-            return torch.full_like(x, -1.0)
-
-    auto = GuidedModel(Linear(), 2.0, None, channels=None, weak=Weak())
-    assert torch.equal(at(auto, 0.5), 2 * plain + 1) and auto.calls == 2
-    assert GuidedModel(Linear(), 1.0, null, low=0.3).edges == ()
-
-
 def test_autoguidance_by_a_weaker_checkpoint(trained, tmp_path, capsys):
     content = load_checkpoint(trained)
     content["ema"] = content["model"]
@@ -128,36 +92,6 @@ def test_autoguidance_by_a_weaker_checkpoint(trained, tmp_path, capsys):
     ]
     result = call(capsys, "sample", *flags)
     assert result.code == 0 and " 10 network calls" in result.out  # five steps, two networks
-
-
-@pytest.mark.parametrize("scale, low, graphs", [(1.0, 0.0, 1), (3.0, 0.0, 1), (3.0, 0.5, 2)])
-def test_a_solve_compiles_one_graph_for_each_batch_size(scale, low, graphs, monkeypatch):
-    """The last step too must ask for nothing new."""
-    seen = []
-
-    def backend(graph, inputs, mode=None):
-        seen.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
-    torch._dynamo.reset()
-    network = SiT_models["SiT-T/8"](input_size=8, num_classes=10).eval()
-    compile_network(network)
-    model = GuidedModel(network, scale, 10, low=low)
-    for method in ("Euler", "Heun"):
-        sample = Sampler(create_transport()).sample_sde(sampling_method=method, num_steps=4)
-        sample(torch.randn(2, 4, 8, 8), model, y=torch.tensor([1, 2]))
-    sample = Sampler(create_transport()).sample_ode(sampling_method="heun", num_steps=4)
-    sample(torch.randn(2, 4, 8, 8), model, y=torch.tensor([1, 2]))
-    assert len(seen) == graphs
-
-
-def test_bf16_samples_with_a_float32_time(trained):
-    args = make_parser().parse_args(["ODE", "--ckpt", str(trained)])
-    args.encodes = False
-    model = load_pipeline(args, torch.device("cpu"), "bf16").model.model
-    assert {p.dtype for p in model.t_embedder.parameters()} == {torch.float32}
-    assert model.pos_embed.dtype == model.y_embedder.embedding_table.weight.dtype == torch.bfloat16
 
 
 def test_bf16_weights_sample(trained, tmp_path, capsys):

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from chunks import ChunkStore
 from cli import ENV, call, command, kill_tree, launch, one_line
-from sample_ddp import label_of, make_parser
+from common.chunks import ChunkStore
+from sample_ddp import apply_preset, make_parser
 
 SIZE = 32
 RUNS = {
@@ -131,20 +131,6 @@ def test_a_full_disk_is_one_line(trained, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.glob("*.npz"))
 
 
-def test_label_rules():
-    def labels(count, *more):
-        args = make_parser().parse_args(["ODE", *more])
-        return [label_of(args, 10, i) for i in range(count)]
-
-    assert labels(7, "--class-labels", "5", "2") == [5, 2, 5, 2, 5, 2, 5]
-    balanced = labels(1000, "--labels", "balanced")
-    assert np.bincount(balanced).tolist() == [100] * 10
-    assert sorted(balanced[:10]) == list(range(10)) and balanced[:10] != balanced[10:20]
-    drawn = np.bincount(labels(1000))
-    assert drawn.min() > 60 and drawn.max() < 140 and len(set(drawn)) > 1
-    assert labels(20) == labels(20) != labels(20, "--global-seed", "1")
-
-
 @pytest.mark.slow
 def test_memory_does_not_grow_with_steps(trained, tmp_path):
     """Peak memory of the whole process, a long SDE beside a short one."""
@@ -165,7 +151,7 @@ def test_memory_does_not_grow_with_steps(trained, tmp_path):
 
 
 def test_presets_fill_what_was_not_typed():
-    from presets import PRESETS, apply_preset
+    from inference.presets import PRESETS
 
     args = make_parser().parse_args(["SDE", "--preset", "XL-2-7m-cfg", "--num-fid-samples", "10"])
     assert apply_preset(args) is None  # ten samples are no FID-50K

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from checkpoint import load_checkpoint
 from cli import DIGITS, ENV, call, command, launch
+from common.checkpoint import load_checkpoint
 from models import SiT_models
 from train import make_parser
 
@@ -159,11 +159,11 @@ def test_what_saves_time_or_memory_changes_rounding_alone(tmp_path, trained, cap
 @pytest.mark.parametrize("more", [[], ["--compile", "--grad-checkpointing"]], ids=["eager", "compiled"])
 def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch, more):
     """Under DDP with accumulation; and each step's graph is the same, as DDP itself finds."""
-    import train
+    from training import trainer
 
     kept = []
 
-    class Counting(train.DistributedDataParallel):
+    class Counting(trainer.DistributedDataParallel):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             kept.append(self)
@@ -177,7 +177,7 @@ def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch, more
             self.met += self.require_backward_grad_sync
             return super().forward(*args, **kwargs)
 
-    monkeypatch.setattr(train, "DistributedDataParallel", Counting)
+    monkeypatch.setattr(trainer, "DistributedDataParallel", Counting)
     for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()).items():
         monkeypatch.setenv(name, str(value))
     flags = ["--max-steps", 6, "--log-every", 2, "--results-dir", tmp_path, "--grad-accum-steps", 4]

@@ -2,19 +2,18 @@
 
 SiT (arXiv 2401.08740), section 2.1 and table 1. A plan knows its two coefficients and their derivatives; all else follows.
 With x = alpha x1 + sigma x0 and its velocity v = alpha' x1 + sigma' x0, the pair (x, v) is a linear map of (x1, x0) of
-determinant d = alpha' sigma - alpha sigma', which never vanishes, hence
+determinant d = alpha' sigma - alpha sigma', hence
 
     x0 = (alpha' x - alpha v) / d        x1 = (sigma v - sigma' x) / d        score = -x0 / sigma
 
-and only the score is singular, at sigma = 0. Velocity from noise or score divides by alpha: singular at t = 0 for
-Linear and GVP. Times t are (N,) or anything that broadcasts against x; results have x's shape.
+On the three paths of the paper d never vanishes, and only the score is singular, at sigma = 0. Velocity from noise or
+score divides by alpha: singular at t = 0 for Linear and GVP. Times t are (N,) or anything that broadcasts against x;
+results have x's shape. Tensors are used by their methods alone, so that the names in PATHS are there without torch.
 """
 
 import math
 
-import torch
-
-DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
+from .diffusion import DIFFUSION_FORMS
 
 
 def expand_t(t, x):
@@ -24,16 +23,15 @@ def expand_t(t, x):
     return t
 
 
-class ICPlan:
-    """Linear path, alpha = t, sigma = 1 - t; and what every plan derives from its coefficients."""
+class Plan:
+    """What every path derives from its coefficients, compute_alpha_t(t) -> (alpha, d alpha/dt) and compute_sigma_t(t)."""
 
-    def compute_alpha_t(self, t):
-        """(alpha, d alpha/dt)"""
-        return t, torch.ones_like(t)
+    # Distance from the ends that training and sampling keep when the user gives none; None: the prediction's own.
+    train_eps = sample_eps = None
 
-    def compute_sigma_t(self, t):
-        """(sigma, d sigma/dt)"""
-        return 1 - t, -torch.ones_like(t)
+    def interval(self, eps):
+        """(t0, t1): the times at a distance of eps from the ends where the path may be singular."""
+        return eps, 1.0 - eps
 
     def compute_d_alpha_alpha_ratio_t(self, t):
         """alpha'/alpha"""
@@ -41,8 +39,9 @@ class ICPlan:
         return d_alpha / alpha
 
     def compute_determinant_t(self, t):
-        """d = alpha' sigma - alpha sigma', positive on [0, 1]."""
-        return torch.ones_like(t)
+        """d = alpha' sigma - alpha sigma'."""
+        (alpha, d_alpha), (sigma, d_sigma) = self.compute_alpha_t(t), self.compute_sigma_t(t)
+        return d_alpha * sigma - alpha * d_sigma
 
     def plan(self, t, x0, x1):
         """(t, x_t, u_t) of noise x0 and data x1, with u_t = alpha' x1 + sigma' x0, the velocity to learn."""
@@ -52,7 +51,10 @@ class ICPlan:
         return t, alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0
 
     def compute_drift(self, x, t):
-        """(-(alpha'/alpha) x, g) with g = (alpha'/alpha) sigma^2 - sigma sigma', so that v = (alpha'/alpha) x + g score."""
+        """(-(alpha'/alpha) x, g): minus the drift of the noising process, and g with v = (alpha'/alpha) x + g score.
+
+        g = (alpha'/alpha) sigma^2 - sigma sigma'. The sign is the published code's.
+        """
         t = expand_t(t, x)
         alpha_ratio = self.compute_d_alpha_alpha_ratio_t(t)
         return -alpha_ratio * x, self.compute_g_t(t)
@@ -88,46 +90,59 @@ class ICPlan:
         alpha, d_alpha = self.compute_alpha_t(t)
         return (d_alpha * x - self.compute_determinant_t(t) * noise) / alpha
 
+    def get_velocity_from_data(self, data, x, t):
+        """Inverse of get_data_from_velocity, singular where sigma = 0."""
+        t = expand_t(t, x)
+        sigma, d_sigma = self.compute_sigma_t(t)
+        return (d_sigma * x + self.compute_determinant_t(t) * data) / sigma
+
     def compute_diffusion(self, x, t, form="constant", norm=1.0):
         """D(t) of dX = (v + D score) dt + sqrt(2 D) dW, at x's rank. The paper writes w = 2 D (SiT eq. 5).
 
-        Raises ValueError for an unknown form.
+        Raises ValueError for a form that is not in DIFFUSION_FORMS.
         """
-        t = expand_t(t, x)
-        if form == "constant":
-            return torch.full_like(t, norm)
-        if form == "SBDM":
-            return norm * self.compute_g_t(t)
-        if form == "sigma":
-            return norm * self.compute_sigma_t(t)[0]
-        if form == "linear":
-            return norm * (1 - t)
-        if form == "decreasing":
-            return 0.25 * (norm * torch.cos(math.pi * t) + 1) ** 2
-        if form == "increasing-decreasing":
-            return norm * torch.sin(math.pi * t) ** 2
-        raise ValueError(f"unknown diffusion form {form!r}; choose from {', '.join(DIFFUSION_FORMS)}")
+        if form not in DIFFUSION_FORMS:
+            raise ValueError(f"unknown diffusion form {form!r}; choose from {', '.join(DIFFUSION_FORMS)}")
+        return DIFFUSION_FORMS[form](self, expand_t(t, x), norm)
 
 
-class GVPCPlan(ICPlan):
+class ICPlan(Plan):
+    """Linear path: alpha = t, sigma = 1 - t."""
+
+    def compute_alpha_t(self, t):
+        return t, t.new_ones(t.shape)
+
+    def compute_sigma_t(self, t):
+        return 1 - t, -t.new_ones(t.shape)
+
+    def compute_determinant_t(self, t):
+        return t.new_ones(t.shape)
+
+
+class GVPCPlan(Plan):
     """Generalised variance-preserving path: alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
 
     def compute_alpha_t(self, t):
-        return torch.sin(t * math.pi / 2), math.pi / 2 * torch.cos(t * math.pi / 2)
+        return (t * math.pi / 2).sin(), math.pi / 2 * (t * math.pi / 2).cos()
 
     def compute_sigma_t(self, t):
-        return torch.cos(t * math.pi / 2), -math.pi / 2 * torch.sin(t * math.pi / 2)
+        return (t * math.pi / 2).cos(), -math.pi / 2 * (t * math.pi / 2).sin()
 
     def compute_determinant_t(self, t):
-        return torch.full_like(t, math.pi / 2)
+        return t.new_full(t.shape, math.pi / 2)
 
 
-class VPCPlan(ICPlan):
+class VPCPlan(Plan):
     """Variance-preserving diffusion path of score-based models: beta runs from sigma_max at noise to sigma_min at data."""
+
+    train_eps, sample_eps = 1e-5, 1e-3  # sigma' is infinite at t = 1, whatever is predicted
 
     def __init__(self, sigma_min=0.1, sigma_max=20.0):
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
+
+    def interval(self, eps):
+        return 0.0, 1.0 - eps  # regular at t = 0: alpha(0) > 0
 
     def log_alpha(self, t):
         return -((1 - t) ** 2) * (self.sigma_max - self.sigma_min) / 4 - (1 - t) * self.sigma_min / 2
@@ -137,11 +152,11 @@ class VPCPlan(ICPlan):
         return (self.sigma_min + (1 - t) * (self.sigma_max - self.sigma_min)) / 2
 
     def compute_alpha_t(self, t):
-        alpha = torch.exp(self.log_alpha(t))
+        alpha = self.log_alpha(t).exp()
         return alpha, alpha * self.compute_d_alpha_alpha_ratio_t(t)
 
     def compute_sigma_t(self, t):
-        sigma = torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))  # 1 - alpha^2 without cancellation near t = 1
+        sigma = (-(2 * self.log_alpha(t)).expm1()).sqrt()  # 1 - alpha^2 without cancellation near t = 1
         alpha, d_alpha = self.compute_alpha_t(t)
         return sigma, -alpha * d_alpha / sigma
 
@@ -150,3 +165,7 @@ class VPCPlan(ICPlan):
 
     def compute_g_t(self, t):
         return self.compute_d_alpha_alpha_ratio_t(t)
+
+
+# --path-type: a new path is a class and a line here.
+PATHS = {"Linear": ICPlan, "GVP": GVPCPlan, "VP": VPCPlan}

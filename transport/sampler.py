@@ -1,43 +1,58 @@
 """Sampler: turns a Transport and a network into samples, encodings and likelihoods."""
 
+from dataclasses import dataclass
+
 import torch
 
-from .integrators import ADAPTIVE_METHODS, FIXED_METHODS, integrate_ode, integrate_sde
+from .integrators import integrate_ode, integrate_sde
 from .likelihood import divergence, standard_normal_logp
-from .path import DIFFUSION_FORMS
-
-# "heun" is the paper's word for torchdiffeq's heun2.
-ODE_METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS, "heun")
-SDE_METHODS = ("Euler", "Heun")
-LAST_STEPS = ("Mean", "None", "Tweedie", "Euler")
-
-
-def _check(what, value, allowed):
-    if value not in allowed:
-        raise ValueError(f"unknown {what} {value!r}; choose from {', '.join(map(str, allowed))}")
+from .solvers import LAST_STEPS, check_ode, check_sde
 
 
 def _rademacher(x, num_probes):
     return torch.randint(0, 2, (num_probes, *x.shape), device=x.device).to(x.dtype) * 2 - 1
 
 
+@dataclass
+class Flow:
+    """A network read by a transport, and D(t): what the steps of the SDE ask for, at one network call each."""
+
+    transport: object
+    model: object
+    model_kwargs: dict
+    form: str
+    norm: float
+
+    def diffusion(self, x, t):
+        return self.transport.path_sampler.compute_diffusion(x, t, form=self.form, norm=self.norm)
+
+    def drift(self, x, t):
+        """v + D score"""
+        velocity, score = self.transport.predict(self.model, x, t, self.model_kwargs)
+        return velocity + self.diffusion(x, t) * score
+
+    def velocity(self, x, t):
+        return self.transport.predict_velocity(self.model, x, t, self.model_kwargs)
+
+    def data(self, x, t):
+        """E[x1 | x]"""
+        return self.transport.path_sampler.get_data_from_velocity(self.velocity(x, t), x, t)
+
+
 class Sampler:
     """Builds sampling functions fn(z, model, **model_kwargs) for one Transport.
 
     z (N, ...) is where the solve starts: noise, or data when reversed. model(x, t, **model_kwargs) is the network.
-    num_steps counts points in time, so that a fixed solver takes num_steps - 1 steps.
+    num_steps counts points in time, so that a fixed solver takes num_steps - 1 steps. Bad settings raise ValueError.
     """
 
     def __init__(self, transport):
         self.transport = transport
 
-    def _ode(self, sampling_method, num_steps, atol, rtol, edges, **more):
+    def _ode(self, sampling_method, num_steps, **more):
         """integrate_ode with its settings checked and bound."""
-        _check("ODE solver", sampling_method, ODE_METHODS)
-        if num_steps < 2:
-            raise ValueError(f"num_steps counts points in time and must be at least 2, not {num_steps}")
-        method = "heun2" if sampling_method == "heun" else sampling_method
-        settings = dict(method=method, num_steps=num_steps, atol=atol, rtol=rtol, edges=edges, **more)
+        check_ode(sampling_method, num_steps)
+        settings = dict(method=sampling_method, num_steps=num_steps, plan=self.transport.path_sampler, **more)
         return lambda drift, state, t0, t1: integrate_ode(drift, state, t0, t1, **settings)
 
     def sample_ode(
@@ -50,7 +65,7 @@ class Sampler:
         reverse=False,
         edges=(),
         trajectory=False,
-        on_step=lambda: None,
+        on_step=bool,
     ):
         """Sampling by the probability flow dx/dt = v(x, t) (SiT eq. 6).
 
@@ -59,7 +74,8 @@ class Sampler:
         fn(z, model, **model_kwargs) -> a list of states whose [-1] is the sample; the only one unless trajectory,
         which gives num_steps of them.
         """
-        solve = self._ode(sampling_method, num_steps, atol, rtol, edges, trajectory=trajectory, on_step=on_step)
+        more = dict(atol=atol, rtol=rtol, edges=edges, trajectory=trajectory, on_step=on_step)
+        solve = self._ode(sampling_method, num_steps, **more)
         t0, t1 = self.transport.ode_interval
         if reverse:
             t0, t1 = t1, t0
@@ -85,7 +101,7 @@ class Sampler:
         num_steps=250,
         randn=torch.randn_like,
         trajectory=False,
-        on_step=lambda: None,
+        on_step=bool,
     ):
         """Sampling by dX = (v + D score) dt + sqrt(2 D) dW (SiT eq. 5 with w = 2 D).
 
@@ -94,40 +110,21 @@ class Sampler:
         the SDE), Euler (the ODE's velocity), Tweedie (E[x1 | x]), or None for nothing. randn(x): where the noise comes
         from. Returns fn(z, model, **model_kwargs) -> a list of states as sample_ode does.
         """
-        _check("SDE sampler", sampling_method, SDE_METHODS)
-        _check("diffusion form", diffusion_form, DIFFUSION_FORMS)
         last_step = str(last_step)  # Python's None is the word None
-        _check("last step", last_step, LAST_STEPS)
-        if num_steps < 2:
-            raise ValueError(f"num_steps counts points in time and must be at least 2, not {num_steps}")
-        if not 0 <= last_step_size < 1:
-            raise ValueError(f"last_step_size must be in [0, 1), not {last_step_size}")
-        if not diffusion_norm >= 0:
-            raise ValueError(f"diffusion_norm must be at least 0, not {diffusion_norm}")
-        h = 0.0 if last_step == "None" else last_step_size
-        transport, plan = self.transport, self.transport.path_sampler
-        t0, t1 = transport.sde_interval(diffusion_form, h)
+        check_sde(sampling_method, diffusion_form, diffusion_norm, last_step, last_step_size, num_steps)
+        finish = LAST_STEPS[last_step]
+        h = last_step_size if finish else 0.0
+        t0, t1 = self.transport.sde_interval(diffusion_form, h)
 
         @torch.no_grad()
         def sample(z, model, **model_kwargs):
-            def diffusion(x, t):
-                return plan.compute_diffusion(x, t, form=diffusion_form, norm=diffusion_norm)
-
-            def drift(x, t):
-                velocity, score = transport.predict(model, x, t, model_kwargs)
-                return velocity + diffusion(x, t) * score
-
+            flow = Flow(self.transport, model, model_kwargs, diffusion_form, diffusion_norm)
             settings = dict(method=sampling_method, num_steps=num_steps, randn=randn, trajectory=trajectory, on_step=on_step)
-            states = integrate_sde(drift, diffusion, z, t0, t1, **settings)
-            if last_step == "None":
+            states = integrate_sde(flow.drift, flow.diffusion, z, t0, t1, **settings)
+            if finish is None:
                 return states
             x, t = states[-1], torch.full((), t1, device=z.device, dtype=z.dtype).expand(len(z))
-            if last_step == "Mean":
-                x = x + drift(x, t) * h
-            elif last_step == "Euler":
-                x = x + transport.predict_velocity(model, x, t, model_kwargs) * h
-            else:
-                x = plan.get_data_from_velocity(transport.predict_velocity(model, x, t, model_kwargs), x, t)
+            x = finish(flow, x, t, h)
             return [*states, x] if trajectory else [x]
 
         return sample
@@ -152,7 +149,7 @@ class Sampler:
         """
         if num_probes < 1:
             raise ValueError(f"num_probes must be at least 1, not {num_probes}")
-        solve = self._ode(sampling_method, num_steps, atol, rtol, edges)
+        solve = self._ode(sampling_method, num_steps, atol=atol, rtol=rtol, edges=edges)
         t0, t1 = self.transport.ode_interval
 
         @torch.no_grad()

@@ -1,103 +1,100 @@
 """Transport: what the network is asked to predict, how it is trained, and where on [0, 1] it may be asked."""
 
 import enum
+from functools import cached_property
 
 import torch
 
-from .path import GVPCPlan, ICPlan, VPCPlan, expand_t
+from .path import PATHS
+from .prediction import LOSS_WEIGHTS, PREDICTIONS, Point
+from .settings import TransportSettings
+from .times import TIME_LAWS
+
+# The words of the tables as the published code spells them.
+ModelType = enum.Enum("ModelType", {name.upper(): name for name in PREDICTIONS})
+PathType = enum.Enum("PathType", {name.upper(): name for name in PATHS})
+WeightType = enum.Enum("WeightType", {str(name).upper(): name for name in LOSS_WEIGHTS})
+
+SDE_EPS = 1e-3  # how far an SDE stays from an end that is singular, unless the user says
 
 
-class ModelType(enum.Enum):
-    """What the network's output means."""
+def create_transport(*choices, **settings):
+    """Transport of the words that the command line uses, the fields of TransportSettings in their order:
 
-    VELOCITY = "velocity"
-    SCORE = "score"
-    NOISE = "noise"
-
-
-class PathType(enum.Enum):
-    LINEAR = "Linear"
-    GVP = "GVP"
-    VP = "VP"
-
-
-class WeightType(enum.Enum):
-    """Weight of the noise and score losses over time (SiT table 8 and section 3.2)."""
-
-    NONE = None
-    VELOCITY = "velocity"
-    LIKELIHOOD = "likelihood"
-
-
-PLANS = {PathType.LINEAR: ICPlan, PathType.GVP: GVPCPlan, PathType.VP: VPCPlan}
+    create_transport(path_type="Linear", prediction="velocity", loss_weight=None, train_eps=None, sample_eps=None).
+    Raises ValueError for a word that is unknown or does not go with the others.
+    """
+    return Transport(TransportSettings(*choices, **settings))
 
 
 class Transport:
-    """One choice of path, prediction, loss weight and time interval. `create_transport` builds it from strings.
+    """What TransportSettings choose, at work: path_sampler is the plan, prediction how the network's output is read."""
 
-    Raises ValueError for a loss weight with velocity prediction, whose loss has none, and for an eps outside [0, 0.5).
-    """
+    def __init__(self, settings):
+        self.settings = settings
+        self.path_sampler = plan = PATHS[settings.path_type]()
+        self.prediction = PREDICTIONS[settings.prediction](plan)
+        self.train_eps = _first(settings.train_eps, plan.train_eps, self.prediction.eps)
+        self.sample_eps = _first(settings.sample_eps, plan.sample_eps, self.prediction.eps)
 
-    def __init__(self, *, path_type, model_type, weight_type=WeightType.NONE, train_eps=None, sample_eps=None):
-        if model_type is ModelType.VELOCITY and weight_type is not WeightType.NONE:
-            raise ValueError(f"loss weight {weight_type.value!r} needs score or noise prediction; velocity has no weight")
-        for name, eps in (("train_eps", train_eps), ("sample_eps", sample_eps)):
-            if eps is not None and not 0 <= eps < 0.5:
-                raise ValueError(f"{name} must be in [0, 0.5), not {eps}")
-        self.path_type = path_type
-        self.model_type = model_type
-        self.weight_type = weight_type
-        self.path_sampler = PLANS[path_type]()
-        self.user_sample_eps = sample_eps
-        if path_type is PathType.VP:
-            default_train_eps, default_sample_eps = 1e-5, 1e-3
-        elif model_type is ModelType.VELOCITY:
-            default_train_eps, default_sample_eps = 0.0, 0.0
-        else:
-            default_train_eps, default_sample_eps = 1e-3, 1e-3
-        self.train_eps = default_train_eps if train_eps is None else train_eps
-        self.sample_eps = default_sample_eps if sample_eps is None else sample_eps
-
-    def _interval(self, eps):
-        return (0.0 if self.path_type is PathType.VP else eps), 1.0 - eps  # VP is regular at t = 0: alpha(0) > 0
-
-    @property
+    @cached_property
     def train_interval(self):
-        """(t0, t1) from which training draws its times."""
-        return self._interval(self.train_eps)
+        """(t0, t1) from which training draws its times. Raises ValueError where the loss is not finite at one of them."""
+        interval = self.path_sampler.interval(self.train_eps)
 
-    @property
+        def loss(output, x, t):
+            return self._loss(output, Point(x, output, *self.path_sampler.plan(t, x, output)))
+
+        self._check_finite("loss", loss, interval, "train_eps")
+        return interval
+
+    @cached_property
     def ode_interval(self):
         """(t0, t1) of the sampling ODE; reverse and likelihood run it backwards.
 
-        Raises ValueError where a sample_eps of 0 would ask for a velocity that is infinite.
+        Raises ValueError where the velocity is not finite at one of them: a sample_eps of 0, or a plan that is singular.
         """
-        linear_like = self.path_type is not PathType.VP and self.model_type is not ModelType.VELOCITY
-        vp_noise = self.path_type is PathType.VP and self.model_type is ModelType.NOISE
-        if self.sample_eps == 0 and (linear_like or vp_noise):
-            where = "t = 0" if linear_like else "t = 1"
-            raise ValueError(
-                f"{self.path_type.value} with {self.model_type.value} prediction has an infinite velocity at {where}: "
-                "sample_eps must be above 0"
-            )
-        return self._interval(self.sample_eps)
+        interval = self.path_sampler.interval(self.sample_eps)
+        self._check_finite("velocity", self.prediction.velocity, interval)
+        return interval
 
     def sde_interval(self, diffusion_form, last_step_size):
         """(t0, t1) of the sampling SDE before its last step.
 
-        It starts where the ODE does, except that SBDM's diffusion is infinite at t = 0 of Linear and GVP; it ends where
-        the last step begins, or at 1 - eps where there is none, since the score is infinite at t = 1.
+        It starts where the ODE does, or at eps where its drift is infinite there, as SBDM's is at t = 0 of Linear and
+        GVP; it ends where the last step begins, or at 1 - eps where there is none, since the score is infinite at t = 1.
+        Raises ValueError where no time is left between them, or the drift is not finite at one of them.
         """
-        eps = 1e-3 if self.user_sample_eps is None else self.user_sample_eps
-        singular = diffusion_form == "SBDM" and self.path_type is not PathType.VP
-        if eps == 0 and (singular or not last_step_size):
-            raise ValueError("the SDE is singular at an end of [0, 1]: sample_eps must be above 0")
-        starts_at_zero = self.path_type is PathType.VP  # and is not concerned by what the ODE meets at its end
-        t0 = eps if singular else 0.0 if starts_at_zero else self.ode_interval[0]
+
+        def drift(output, x, t):
+            diffusion = self.path_sampler.compute_diffusion(x, t, diffusion_form)
+            return self.prediction.velocity(output, x, t) + diffusion * self.prediction.score(output, x, t)
+
+        eps = _first(self.settings.sample_eps, SDE_EPS)
+        t0 = self.path_sampler.interval(self.sample_eps)[0]
+        if not self._is_finite(drift, t0):
+            t0 = max(t0, eps)
         t1 = 1.0 - (last_step_size or eps)
         if t0 >= t1:
             raise ValueError(f"last_step_size {last_step_size} leaves no time for the SDE, which starts at t = {t0:g}")
+        self._check_finite(f"drift of the SDE of form {diffusion_form}", drift, (t0, t1), "sample_eps, or last step,")
         return t0, t1
+
+    def _is_finite(self, quantity, t):
+        """Whether quantity(output, x, t) of an ordinary output and state is finite at time t, in float64."""
+        output, x, t = (torch.tensor([[value]], dtype=torch.float64) for value in (0.7, 0.3, t))
+        return bool(quantity(output, x, t[0]).isfinite().all())
+
+    def _check_finite(self, what, quantity, interval, eps="sample_eps"):
+        for t in interval:
+            if not self._is_finite(quantity, t):
+                settings = f"path {self.settings.path_type} with {self.settings.prediction} prediction"
+                raise ValueError(f"{settings}: the {what} is not finite at t = {t:g}; a larger {eps} keeps away from there")
+
+    def training_times(self, u):
+        """Times (N,) in the training interval, of uniform u (N,) in [0, 1), as often as the time law wants them."""
+        t0, t1 = self.train_interval
+        return t0 + (t1 - t0) * TIME_LAWS[self.settings.time_law](u)
 
     def training_losses(self, model, x1, model_kwargs=None, x0=None, t=None):
         """Loss of each sample of x1 (N, ...): {"loss": (N,), "pred": the network's output, shaped like x1}.
@@ -108,53 +105,23 @@ class Transport:
         if x0 is None:
             x0 = torch.randn_like(x1)
         if t is None:
-            t = torch.rand(x1.shape[0], device=x1.device, dtype=x1.dtype)
-            t0, t1 = self.train_interval
-            t = t0 + (t1 - t0) * t
+            t = self.training_times(torch.rand(x1.shape[0], device=x1.device, dtype=x1.dtype))
         t, xt, ut = self.path_sampler.plan(t, x0, x1)
         pred = self._ask(model, xt, t, model_kwargs or {})
-        if self.model_type is ModelType.VELOCITY:
-            error = pred - ut
-        elif self.model_type is ModelType.NOISE:
-            error = pred - x0
-        else:
-            error = self.path_sampler.compute_sigma_t(expand_t(t, x1))[0] * pred + x0
-        return {"loss": self.loss_weight(t) * error.flatten(1).square().mean(1), "pred": pred}
+        return {"loss": self._loss(pred, Point(x0, x1, t, xt, ut)), "pred": pred}
 
-    def loss_weight(self, t):
-        """w(t) of shape (N,): 1, (g / sigma)^2 (as if velocity were learnt) or g / sigma^2 (a bound on the likelihood)."""
-        sigma = self.path_sampler.compute_sigma_t(t)[0]
-        g = self.path_sampler.compute_g_t(t)
-        if self.weight_type is WeightType.VELOCITY:
-            return (g / sigma) ** 2
-        if self.weight_type is WeightType.LIKELIHOOD:
-            return g / sigma**2
-        return torch.ones_like(t)
-
-    def velocity(self, output, x, t):
-        """v(x, t) from the network's output at x (N, ...) and t (N,)."""
-        if self.model_type is ModelType.VELOCITY:
-            return output
-        if self.model_type is ModelType.SCORE:
-            return self.path_sampler.get_velocity_from_score(output, x, t)
-        return self.path_sampler.get_velocity_from_noise(output, x, t)
-
-    def score(self, output, x, t):
-        """grad log p_t(x) from the network's output at x and t."""
-        if self.model_type is ModelType.VELOCITY:
-            return self.path_sampler.get_score_from_velocity(output, x, t)
-        if self.model_type is ModelType.SCORE:
-            return output
-        return -output / self.path_sampler.compute_sigma_t(expand_t(t, x))[0]
+    def _loss(self, output, point):
+        error = self.prediction.error(output, point)
+        return LOSS_WEIGHTS[self.settings.loss_weight](self.path_sampler, point.t) * error.flatten(1).square().mean(1)
 
     def predict(self, model, x, t, model_kwargs):
         """(v, score) at x (N, ...) and t (N,), both read off one network call."""
         output = self._ask(model, x, t, model_kwargs)
-        return self.velocity(output, x, t), self.score(output, x, t)
+        return self.prediction.velocity(output, x, t), self.prediction.score(output, x, t)
 
     def predict_velocity(self, model, x, t, model_kwargs):
         """v at x and t from one network call; regular also where the score is not."""
-        return self.velocity(self._ask(model, x, t, model_kwargs), x, t)
+        return self.prediction.velocity(self._ask(model, x, t, model_kwargs), x, t)
 
     @staticmethod
     def _ask(model, x, t, model_kwargs):
@@ -162,3 +129,8 @@ class Transport:
         if output.shape != x.shape:
             raise ValueError(f"the network returned {tuple(output.shape)} for an input of {tuple(x.shape)}")
         return output
+
+
+def _first(*values):
+    """The first value that is not None."""
+    return next(value for value in values if value is not None)

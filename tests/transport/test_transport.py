@@ -60,7 +60,7 @@ def test_velocity_prediction_has_no_loss_weight(loss_weight):
     "settings",
     [
         dict(path_type="linear"),
-        dict(prediction="data"),
+        dict(prediction="momentum"),
         dict(prediction="noise", loss_weight="snr"),
         dict(train_eps=-0.1),
         dict(sample_eps=0.5),

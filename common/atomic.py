@@ -1,0 +1,54 @@
+"""Files that are whole or not there at all, and folders that can be written to."""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+
+def write_atomically(path, write, mode="wb"):
+    """write(file) under a temporary name, flush, rename: path holds a whole file or none."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name too must survive a power cut
+        finally:
+            os.close(folder)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path, values):
+    write_atomically(path, lambda file: file.write(json.dumps(values, indent=2) + "\n"), "w")
+
+
+def writable_folder(path, flag):
+    """Make a folder and see that it can be written to. Raises UserError naming the flag and the folder."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write-test-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot write there ({error.strerror})") from error
+    return path
+
+
+@contextmanager
+def writing(path, flag):
+    """A full disk becomes a UserError naming the flag and the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot write there ({error.strerror or error})") from error

@@ -1,0 +1,129 @@
+"""What a trained model is: written into every checkpoint, and read from the shapes of those that do not say it."""
+
+import argparse
+import math
+from dataclasses import asdict, dataclass, field, fields
+
+from models import SIT_CONFIGS, SiT, SiT_models
+from transport import TransportSettings
+
+from .errors import UsageError, UserError
+from .sizes import height_width
+
+FORMAT = 2  # of a recipe as a dict; 1 had the transport's settings beside the others and did not say its number
+TRANSPORT = tuple(entry.name for entry in fields(TransportSettings))
+
+
+@dataclass
+class Recipe:
+    """How to build a model, and what its inputs and outputs mean."""
+
+    model: str  # name in SiT_models, or SiT for another shape
+    model_args: dict  # SiT's constructor, complete
+    image_size: int  # pixels a side, or a text "HEIGHTxWIDTH"
+    vae: str = None  # --vae at training; None if the file does not say
+    vae_hash: str = None  # of the autoencoder's config
+    transport: TransportSettings = None  # None if the file does not say
+    classes: list = field(default_factory=list)  # names, by class id
+
+    @property
+    def num_classes(self):
+        return self.model_args["num_classes"]
+
+    @property
+    def null_class(self):
+        """Id of the class that stands for none, or None where the model was not trained with one."""
+        return self.num_classes if self.model_args["class_dropout_prob"] > 0 else None
+
+    @property
+    def latent_shape(self):
+        """(channels, height, width) of what the network sees."""
+        return self.model_args["in_channels"], *height_width(self.model_args["input_size"])
+
+    def build(self):
+        """The model, with fresh weights. Raises UserError for a name that this repository does not know."""
+        if self.model != "SiT" and self.model not in SiT_models:
+            raise UserError(f"model {self.model} is not known here; models.py has {', '.join(SiT_models)}")
+        return SiT_models.get(self.model, SiT)(**self.model_args)
+
+    def to_dict(self):
+        return {"format": FORMAT} | asdict(self)
+
+    @classmethod
+    def from_dict(cls, values, path="file"):
+        """The recipe in a checkpoint. Raises UserError for one that a newer version wrote, rather than read it in part."""
+        found, values = values.get("format", 1), dict(values)
+        values.pop("format", None)
+        if not isinstance(found, int) or found > FORMAT:
+            raise UserError(
+                f"--ckpt {path}: its recipe is of format {found}, written by a newer version; this one reads {FORMAT}"
+            )
+        if found == 1:
+            flat = {key: values.pop(key) for key in TRANSPORT if key in values}
+            values["transport"] = flat if flat.get("path_type") else None
+        unknown = values.keys() - {entry.name for entry in fields(cls)}
+        if unknown:
+            raise UserError(f"--ckpt {path}: its recipe has {', '.join(sorted(unknown))}, which this version does not know")
+        try:
+            if values["transport"] is not None:
+                values["transport"] = TransportSettings(**values["transport"])
+            return cls(**values)
+        except (TypeError, ValueError, KeyError) as error:
+            raise UserError(f"--ckpt {path}: its recipe makes no sense here ({error})") from error
+
+
+def _args_of(content):
+    args = content.get("args")
+    return vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+
+
+def _model_of(state, path, model, num_heads):
+    """(name, SiT's keywords as far as they are the backbone's) from the shapes of a state dict."""
+    hidden, _, patch, _ = state["x_embedder.proj.weight"].shape
+    depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
+    shape = {"depth": depth, "hidden_size": hidden, "patch_size": patch}
+    names = [name for name, config in SIT_CONFIGS.items() if shape.items() <= config.items()]
+    if model and model not in names:
+        found = names[0] if names else f"a model of depth {depth}, width {hidden}, patch {patch}"
+        raise UsageError(f"--model {model} contradicts {path}, which holds {found}")
+    if names:
+        return names[0], SIT_CONFIGS[names[0]] | ({"num_heads": num_heads} if num_heads else {})
+    if not num_heads:
+        raise UserError(
+            f"--ckpt {path}: no SiT configuration has depth {depth}, width {hidden} and patch {patch}, and its number of "
+            "heads cannot be seen; the library takes num_heads"
+        )
+    return "SiT", shape | {"num_heads": num_heads}
+
+
+def recipe_of(content, state, path="file", model=None, num_heads=None, image_size=None):
+    """Recipe of a loaded checkpoint, from its own description or else from the shapes of its weights, state.
+
+    model, num_heads, image_size: what shapes cannot tell. Raises UserError or UsageError naming the file.
+    """
+    if isinstance(content.get("recipe"), dict):
+        return Recipe.from_dict(content["recipe"], path)
+    name, config = _model_of(state, path, model, num_heads)
+    hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    tokens, args = state["pos_embed"].shape[1], _args_of(content)
+    side = math.isqrt(tokens) * patch
+    image_size = image_size or args.get("image_size", side * 8)
+    if side**2 == tokens * patch**2:
+        input_size = side
+    else:  # the image's sides are to the latents' as one number
+        height, width = height_width(image_size)
+        factor = math.isqrt(height * width // (tokens * patch**2)) or 1
+        input_size = height // factor, width // factor
+    model_args = {
+        **config,
+        "input_size": input_size,
+        "in_channels": channels,
+        "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
+        # A bare file cannot say that it has no null class; published ones all have it.
+        "num_classes": state["y_embedder.embedding_table.weight"].shape[0] - 1,
+        "class_dropout_prob": 0.1,
+        "learn_sigma": state["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
+    }
+    said = {key: args[key] for key in TRANSPORT if key in args}
+    transport = TransportSettings(**said) if said.get("path_type") else None
+    return Recipe(name, model_args, image_size, vae=args.get("vae"), transport=transport)

@@ -1,0 +1,141 @@
+"""Filling a latent cache: chunk by chunk, by any number of processes, so that a killed one is continued."""
+
+import hashlib
+import os
+import sys
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from common.atomic import writable_folder, write_atomically, write_json, writing
+from common.chunks import written_behind
+from common.errors import UsageError, UserError
+from common.signals import ignore_stop_signals
+
+from .images import to_pixels
+from .latent_cache import COMPLETE, FORMAT, LABELS, MOMENTS, NAMES, encoder_hash, open_array, read_record
+from .tolerant import DataGuard, Tolerant
+
+UNFINISHED = "unfinished.json"  # what cache.json is going to say
+
+
+def make_record(settings, dataset, autoencoder, shape):
+    """All that decides the latents, as a dict for cache.json; the longest value is the last. settings: by flag."""
+    names = repr([dataset.name(i) for i in range(len(dataset))])
+    return {
+        "format": FORMAT,
+        **settings,
+        "vae": autoencoder.name,
+        "vae_hash": autoencoder.config_hash,
+        "encoder_hash": encoder_hash(autoencoder),
+        "channels": autoencoder.channels,
+        "factor": autoencoder.factor,
+        "scale": autoencoder.scale,
+        "shift": autoencoder.shift,
+        "count": len(dataset),
+        "variants": shape[1],
+        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "classes": list(dataset.classes),
+    }
+
+
+def begin(folder, record, store, shape):
+    """Make the folder, or see that it is that of the same cache: whether it is complete. Main process only.
+
+    Raises UsageError where it was begun with another record, UserError where it holds anything else.
+    """
+    writable_folder(folder, "--out")
+    found = next((folder / name for name in (COMPLETE, UNFINISHED) if (folder / name).exists()), None)
+    if found:
+        begun = read_record(found)
+        for key, value in record.items():
+            if begun.get(key) != value:
+                what = f"{key.replace('_', ' ')} {begun.get(key)}, not {value}"
+                raise UsageError(f"--out {folder} was begun with {what}; give the same flags, or another --out")
+        if found.name == COMPLETE:
+            return True
+    elif any(not entry.name.startswith(".") for entry in folder.iterdir()):
+        raise UserError(f"--out {folder}: holds other files; give a new folder")
+    else:
+        write_json(folder / UNFINISHED, record)
+    if not (folder / MOMENTS).exists():
+        if store.folder.is_dir():
+            store.remove()  # chunks whose moments are gone
+        temporary = folder / f".{MOMENTS}.tmp"
+        np.lib.format.open_memmap(temporary, "w+", np.float16, shape)  # zeros, which take no space on disk yet
+        os.replace(temporary, folder / MOMENTS)
+    open_array(folder / MOMENTS, shape, np.float16)
+    store.folder.mkdir(exist_ok=True)
+    return False
+
+
+@torch.no_grad()
+def encode(autoencoder, images, variants):
+    """Moments (N, variants, 2, C, h, w) float16, of uint8 images (N, 3, H, W) and of their mirror images."""
+    views = (images, images.flip(-1))[:variants]
+    return torch.stack([torch.stack(autoencoder.moments(to_pixels(view)), dim=1) for view in views], dim=1).half()
+
+
+def write_chunk(folder, store, chunk, moments, labels, read):
+    """Put moments (n, V, 2, C, h, w) in their place and flush them; then the chunk's own file says that they are there.
+
+    By writing, not through a memory map: a full disk is an error then and not a SIGBUS, and machines that share the
+    folder may write to the same page.
+    """
+    first, size = store.indices(chunk)[0], moments[0].nbytes
+    with writing(folder, "--out"):
+        with open(folder / MOMENTS, "r+b") as file:
+            file.seek((first - store.total) * size, os.SEEK_END)
+            file.write(moments.numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        store.save(chunk, labels=labels.numpy(), read=read.numpy())
+
+
+def encode_chunks(folder, world, dataset, autoencoder, store, chunks, variants, num_workers):
+    """Encode this process's chunks. Raises UserError for images that cannot be read, encoded or stored."""
+    loader = DataLoader(
+        Tolerant(dataset),
+        batch_sampler=[list(store.indices(chunk)) for chunk in chunks],
+        num_workers=num_workers,
+        pin_memory=world.device.type == "cuda",
+        worker_init_fn=ignore_stop_signals,
+    )
+    guard = DataGuard(dataset, lambda line: tqdm.write(line, file=sys.stderr))
+    total = sum(len(store.indices(chunk)) for chunk in chunks)
+    with tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress, written_behind() as write:
+        for chunk, (images, labels, read) in zip(chunks, loader):
+            guard.check(store.indices(chunk), read)
+            moments = encode(autoencoder, images.to(world.device, non_blocking=True), variants).cpu()
+            finite = moments.isfinite().flatten(1).all(1)
+            if not finite.all():
+                name = dataset.name(int(read[~finite][0]))
+                raise UserError(f"{name}: its latents are beyond float16's 65504, or not numbers; they cannot be cached")
+            write(write_chunk, folder, store, chunk, moments, labels, read)
+            progress.update(len(labels))
+
+
+def finish(folder, record, store, dataset):
+    """Labels and names from the chunks, then cache.json. Raises UserError where too many images could not be read."""
+    parts = [store.load(chunk, "labels", "read") for chunk in range(store.count)]
+    labels, read = (np.concatenate(part) for part in zip(*parts))
+    guard = DataGuard(dataset, lambda line: None)
+    try:
+        guard.check(range(store.total), read)  # the processes, and runs before this one, each knew of their own alone
+    except UserError as error:
+        raise UserError(f"{error}; mend them, delete {folder} and start again") from error
+    names = np.array([os.fsencode(dataset.name(i)) for i in read.tolist()])
+    write_atomically(folder / LABELS, lambda file: np.save(file, labels))
+    write_atomically(folder / NAMES, lambda file: np.save(file, names))
+    write_json(folder / COMPLETE, record | {"skipped": [dataset.name(i) for i in sorted(guard.bad)]})
+
+
+def tidy(folder, store):
+    """Remove what only an unfinished cache needs, and what kills left behind."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    for leftover in (*folder.glob(".*.tmp"), *folder.glob(".write-test-*")):
+        leftover.unlink()
+    if store.folder.is_dir():
+        store.remove()

@@ -1,0 +1,133 @@
+"""Many samples or likelihoods, in chunks by index that survive being killed: what sample_ddp.py does with a pipeline."""
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from common.atomic import write_atomically, writing
+from common.chunks import write_npz, written_behind
+from common.streams import generator
+
+
+@dataclass
+class Labels:
+    """The class of each sample: a function of the seed and the sample's index alone.
+
+    classes: sample i gets classes[i mod their number]. Without, rule says: random, or balanced, in which each run of
+    num_classes samples has every class once, shuffled.
+    """
+
+    num_classes: int
+    seed: int
+    rule: str = "random"
+    classes: list = None
+
+    def of(self, index):
+        if self.classes:
+            return self.classes[index % len(self.classes)]
+        if self.rule == "random":
+            return int(torch.randint(self.num_classes, (), generator=generator("cpu", self.seed, "label", index)))
+        block, place = divmod(index, self.num_classes)
+        return int(torch.randperm(self.num_classes, generator=generator("cpu", self.seed, "balanced", block))[place])
+
+
+@dataclass
+class Samples:
+    """Images of Labels' classes, drawn by one solver: settings are those of Pipeline.draw."""
+
+    pipeline: object
+    labels: Labels
+    seed: int
+    settings: dict
+    png_folder: Path = None  # where each image goes as a file too
+    expected_fid: float = None
+
+    def make(self, indices):
+        """A chunk: dict of arrays for its file, of which the images are still on the device."""
+        labels, steps, before = [self.labels.of(i) for i in indices], [], self.pipeline.calls
+        draws = dict(seed=self.seed, indices=indices, on_step=lambda: steps.append(1))
+        images = self.pipeline.to_images(self.pipeline.draw(labels, **draws, **self.settings)[-1])
+        return dict(images=images, labels=np.array(labels), calls=self.pipeline.calls - before, steps=len(steps))
+
+    def finish(self, store, result):
+        """Assemble the .npz from the chunks, one at a time; returns what the .json says of it."""
+        calls = [store.load(chunk, "calls", "steps") for chunk in range(store.count)]
+        sizes = [len(store.indices(chunk)) for chunk in range(store.count)]
+        shape = store.load(0, "images")[0].shape[1:]
+        parts = (store.load(chunk, "images")[0] for chunk in range(store.count))
+        write_npz(result, (store.total, *shape), np.uint8, parts)
+        return {
+            "samples": store.total,
+            "network_calls_per_sample": sum(int(c) * n for (c, _), n in zip(calls, sizes)) / store.total,
+            "solver_steps_per_sample": sum(int(s) * n for (_, s), n in zip(calls, sizes)) / store.total or None,
+            "expected_fid_50k": self.expected_fid,
+        }
+
+
+@dataclass
+class Scores:
+    """Likelihoods of some of a data set's images: settings are those of Pipeline.likelihood."""
+
+    pipeline: object
+    dataset: object  # LabelledImages
+    chosen: list  # indices into it
+    seed: int
+    settings: dict = field(default_factory=dict)
+
+    def make(self, indices):
+        """A chunk: dict of arrays for its file."""
+        before, chosen = self.pipeline.calls, [self.chosen[i] for i in indices]
+        images, labels = self.dataset.batch(chosen)
+        draws = dict(seed=self.seed, indices=chosen)
+        nats, bits = self.pipeline.likelihood(images.permute(0, 2, 3, 1), labels, **draws, **self.settings)
+        return dict(nats=nats, bits=bits, labels=labels.numpy(), calls=self.pipeline.calls - before)
+
+    def finish(self, store, result):
+        """Write every image's likelihood as .csv; returns means and standard errors."""
+        text = io.StringIO()
+        rows = csv.writer(text)
+        rows.writerow(["image", "label", "bits_per_dim", "nats"])
+        chunks = [store.load(chunk, "labels", "bits", "nats", "calls") for chunk in range(store.count)]
+        labels, bits, nats = (np.concatenate([chunk[k] for chunk in chunks]) for k in range(3))
+        names = (self.dataset.name(i) for i in self.chosen)
+        rows.writerows(zip(names, labels.tolist(), bits.tolist(), nats.tolist()))
+        write_atomically(result, lambda out: out.write(text.getvalue()), "w")
+        (bits_mean, bits_error), (nats_mean, nats_error) = mean_and_error(bits), mean_and_error(nats)
+        return {
+            "images": store.total,
+            "bits_per_dim": bits_mean,
+            "bits_per_dim_standard_error": bits_error,
+            "nats": nats_mean,
+            "nats_standard_error": nats_error,
+            "network_calls_per_image": sum(int(c[3]) * len(c[0]) for c in chunks) / store.total,
+        }
+
+
+def mean_and_error(values):
+    """(mean, its standard error or None for a single value)"""
+    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def keep_chunk(store, chunk, arrays, png_folder):
+    """Write a chunk's file and pictures."""
+    if "images" in arrays:
+        arrays["images"] = arrays["images"].cpu().numpy()
+    with writing(store.folder, "--sample-dir"):
+        for index, image in zip(store.indices(chunk), arrays["images"]) if png_folder else ():
+            Image.fromarray(image).save(png_folder / f"{index:06d}.png")
+        store.save(chunk, **arrays)
+
+
+def make_chunks(work, store, own, show):
+    """Make the chunks called own and write them in a thread, so that the device does the next one meanwhile."""
+    progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if show else True, unit="image")
+    with written_behind() as write, progress:
+        for chunk in own:
+            write(keep_chunk, store, chunk, work.make(store.indices(chunk)), getattr(work, "png_folder", None))
+            progress.update(len(store.indices(chunk)))

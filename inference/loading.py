@@ -1,0 +1,40 @@
+"""What Pipeline.load asks of a file and of what it is told beside it."""
+
+from common.errors import UsageError, as_usage_error
+from common.recipe import TRANSPORT
+from data.autoencoder import PUBLISHED as PUBLISHED_VAES
+from data.autoencoder import load_autoencoder
+from transport import Transport, TransportSettings
+
+TOLD = ("model", "num_heads", "image_size", "num_classes", *TRANSPORT)  # what a file may not say
+
+
+def open_transport(told, recipe, path):
+    """The file's transport, or where it does not say, what is told. Raises UsageError where the two contradict."""
+    found = dict(model=recipe.model, image_size=recipe.image_size, num_classes=recipe.num_classes)
+    settings = {key: told[key] for key in TRANSPORT if key in told}
+    if recipe.transport is not None:
+        found |= vars(recipe.transport)
+        found["sample_eps"] = settings.get("sample_eps", recipe.transport.sample_eps)  # sampling's own to choose
+        settings = {key: found[key] for key in TRANSPORT}
+    for name, value in found.items():
+        if name in told and told[name] != value:
+            raise UsageError(f"--{name.replace('_', '-')} {told[name]} contradicts {path}, which has {value}")
+    with as_usage_error():
+        return Transport(TransportSettings(**settings))
+
+
+def open_autoencoder(name, recipe, path):
+    """The autoencoder called name. One with other latents than the checkpoint's is an error; ema and mse share theirs."""
+    autoencoder = load_autoencoder(name)
+    same_latents = recipe.vae in PUBLISHED_VAES and name in PUBLISHED_VAES
+    if not same_latents and recipe.vae_hash not in (None, autoencoder.config_hash):
+        raise UsageError(f"--vae {name} contradicts {path}, which was trained with another autoencoder, {recipe.vae}")
+    return autoencoder
+
+
+def check_decoding(settings, autoencoder):
+    given = {key: value for key, value in (settings or {}).items() if value}
+    for key in given if autoencoder.name == "none" else ():
+        raise UsageError(f"--vae-{key.replace('_', '-')}: --vae none is pixel space, there is nothing to decode")
+    return given

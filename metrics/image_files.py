@@ -1,0 +1,109 @@
+"""Files that hold images or statistics, read in parts and never by running code."""
+
+import os
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from common.errors import UserError
+
+# What a broken or unsuitable file may raise in Pillow, NumPy and the standard library.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError)
+BROKEN += (zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+
+
+@contextmanager
+def reading(name):
+    """What a broken file may raise becomes a UserError with its name."""
+    try:
+        yield
+    except BROKEN as error:
+        raise UserError(f"cannot read {name}: {str(error) or type(error).__name__}") from error
+
+
+class FolderImages:
+    """The images of one folder in sorted order; a slice reads uint8 (n, H, W, 3). Raises UserError naming a file."""
+
+    def __init__(self, path):
+        self.files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMG_EXTENSIONS)
+        if not self.files:
+            raise UserError(f"{path}: no images in it ({', '.join(IMG_EXTENSIONS)})")
+        self.readers, self.shape = ThreadPoolExecutor(min(16, os.cpu_count())), self._read(self.files[0]).shape
+
+    def _read(self, file):
+        with reading(file), Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, rows):
+        images = list(self.readers.map(self._read, self.files[rows]))
+        for file, image in zip(self.files[rows], images):
+            if image.shape != self.shape:
+                sizes = [f"{width} x {height}" for height, width, _ in (image.shape, self.shape)]
+                raise UserError(f"{file}: {sizes[0]} pixels, but {self.files[0].name} has {sizes[1]}; give one size")
+        return np.stack(images)
+
+
+class NpzImages:
+    """The images of a .npz; a slice reads uint8 (n, H, W, 3) and no more, best in order. Raises UserError."""
+
+    def __init__(self, path, archive):
+        self.name, self.archive = f"arr_0 of {path}", archive  # which closes its file when nobody holds it
+        with reading(self.name):
+            self.file = archive.zip.open("arr_0.npy")
+            version = np.lib.format.read_magic(self.file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            self.shape, fortran, dtype = header(self.file)
+        if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or fortran:
+            order = " in Fortran order" if fortran else ""
+            raise UserError(f"{path}: arr_0 is {dtype} of shape {self.shape}{order}; expected uint8 (N, H, W, 3)")
+        self.start = self.file.tell()
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        start, stop, _ = rows.indices(len(self))
+        size = np.prod(self.shape[1:], dtype=int)
+        with reading(self.name):
+            self.file.seek(self.start + start * size)
+            return np.frombuffer(self.file.read((stop - start) * size), np.uint8).reshape(stop - start, *self.shape[1:])
+
+
+def open_npz(path):
+    """The .npz at path, its arrays not read yet. Raises UserError where there is none."""
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a .npz file, or a damaged one")
+    with reading(path):
+        return np.load(path, allow_pickle=False)
+
+
+def read_array(archive, path, key, shape):
+    """An array of finite numbers of this shape, in which None is any length. Raises UserError where it is not that."""
+    with reading(f"{key} of {path}"):
+        array = archive[key]
+    fits = len(array.shape) == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
+    if not fits or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        raise UserError(f"{path}: {key} is {array.dtype} of shape {array.shape}; expected finite numbers of shape {shape}")
+    return array
+
+
+def open_images(path, archive=None, expected="arr_0"):
+    """The images of a folder, or of a .npz that has them: len() is their number, a slice reads uint8 (n, H, W, 3)."""
+    path = Path(path)
+    if path.is_dir():
+        return FolderImages(path)
+    archive = archive or open_npz(path)
+    if "arr_0" not in archive.files:
+        raise UserError(f"{path}: holds {', '.join(archive.files[:6]) or 'nothing'}; expected {expected}")
+    return NpzImages(path, archive)

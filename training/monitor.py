@@ -1,0 +1,188 @@
+"""What a run says while it trains: log lines, progress, metrics, checkpoints on disk, sample pictures, evaluations."""
+
+import logging
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+from common.checkpoint import save_checkpoint
+from common.errors import UserError
+from costs import matrix_peak, step_flops
+from inference import ODE, Guidance
+from inference.pictures import save_picture
+from transport import SolverError
+
+from .evaluation import Evaluation
+from .run import backbone_on_paper
+from .run_folder import EVALUATIONS, METRICS
+
+SAMPLES = 16  # in a picture
+
+
+class Monitor:
+    """The main process logs; the others keep silent, except of their own failures. As a context, it ends log.txt with
+    the reason for a failure, whichever process it befalls."""
+
+    def __init__(self, run):
+        self.run, self.flags, self.world, self.folder = run, run.flags, run.world, run.folder
+        self.logger = self.folder.logger() if self.world.is_main else logging.getLogger("silent")
+        self.wandb, self.progress, self.sums, self.evaluation = None, tqdm(disable=True), {}, None
+
+    def log(self, line):
+        if self.world.is_main:
+            self.logger.info(line)
+
+    def warn(self, line):
+        """A warning from any process."""
+        if self.world.is_main:
+            self.logger.info(line)
+        else:
+            self.attempt("log", self.folder.append, f"[rank {self.world.rank}] {line}")
+            print(line, file=sys.stderr, flush=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None:
+            reason = (str(error).strip().splitlines() or [""])[0]
+            self.attempt("log", self.folder.append, f"[rank {self.world.rank}] FAILED: {kind.__name__}: {reason}")
+            self.progress.close()
+
+    def attempt(self, what, call, *args, **kwargs):
+        """call(*args, **kwargs), whose failure to write is told and otherwise passed over: the run matters more."""
+        try:
+            return call(*args, **kwargs)
+        except OSError as error:
+            self.log(f"ERROR: could not write {what}: {error}")
+
+    def begin(self, trainer):
+        """Describe the run, and open what it writes to."""
+        run, flags, world, step = self.run, self.flags, self.world, trainer.step
+        # The arithmetic of a step in this process, and the rate at which it could be done.
+        self.flops = step_flops(backbone_on_paper(run.recipe), run.batch, flags.grad_checkpointing)
+        self.peak = matrix_peak(world.device, run.precision)
+        self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
+        if world.is_main:
+            count = sum(p.numel() for p in trainer.trained)
+            self.log(f"Run folder {self.folder.path}")
+            self.log(f"{flags.model}: {count:,} trained parameters, latents {run.recipe.latent_shape}, {run.precision}")
+            self.log(f"{len(run.dataset):,} images in {flags.num_classes} classes from {flags.data_path}")
+            self.log(
+                f"{world.size} process(es) on {world.device.type}, {run.batch} images each, matrix products reach "
+                f"{self.peak / 1e12:.3g} TFLOP/s; steps {step:,} to {run.total_steps:,}"
+            )
+            if trainer.numbers.waits:
+                optimizer = type(trainer.optimizer).__name__
+                self.log(f"{optimizer} does not skip bad steps by itself: each step waits for the device to check its numbers")
+            if run.path:
+                self.log(f"Continuing from {run.path}, step {step:,}")
+            self.folder.write_flags(flags, run.total_steps)
+            self.folder.rewind(step)
+            self.wandb = self.folder.start_wandb(flags) if flags.wandb else None
+            self.progress = tqdm(total=run.total_steps, initial=step, disable=None, unit="step")
+        if flags.eval_every:  # a missing file is told at the start and not after hours
+            self.evaluation = Evaluation(run)
+            self.log(
+                f"Evaluation every {flags.eval_every:,} steps: {flags.eval_samples:,} EMA samples against {flags.eval_ref}"
+            )
+
+    def waiting(self):
+        self.wait_began = time.time()
+
+    def working(self):
+        self.waited += time.time() - self.wait_began
+
+    def add(self, losses, norm, good):
+        """Count a step; good is 0 for one with bad numbers. Stays on the device."""
+        values = {**losses, "grad_norm": norm, "steps": torch.ones_like(norm)}
+        for name, value in values.items():
+            counted = torch.where(good > 0, value, torch.zeros_like(value))
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + counted
+        self.progress.update()
+
+    def report(self, step, lr):
+        """Mean over the steps and processes since the last report. Every process must call it."""
+        sums = dict(zip(self.sums, self.world.sum(torch.stack(list(self.sums.values()))).tolist()))
+        count, seconds = max(sums.pop("steps"), 1.0), time.time() - self.logged_time
+        steps_per_second = (step - self.logged_step) / seconds
+        values = {name: value / count for name, value in sums.items()} | dict(lr=lr)
+        values["images_per_second"] = steps_per_second * self.flags.global_batch_size
+        values["share_of_peak"] = steps_per_second * self.flops / self.peak
+        if self.world.is_main:
+            losses = {name: values[name] for name in sums if name not in ("loss", "grad_norm")}
+            named = "".join(f"{name.replace('_', ' ').title()}: {value:.4f}, " for name, value in losses.items())
+            self.log(
+                f"(step={step:07d}) Train Loss: {values['loss']:.4f}, {named}Train Steps/Sec: {steps_per_second:.2f}, "
+                f"Images/Sec: {values['images_per_second']:.1f}, Share of Peak: {values['share_of_peak']:.0%}, "
+                f"Grad Norm: {values['grad_norm']:.3f}, LR: {lr:.2e}, "
+                f"Epoch: {step * self.flags.global_batch_size / len(self.run.dataset):.2f}, "
+                f"Waited for Data: {self.waited / seconds:.0%}"
+            )
+            self.progress.set_postfix(loss=f"{values['loss']:.4f}", images_s=f"{values['images_per_second']:.0f}")
+            self.attempt(METRICS, self.folder.add_row, METRICS, step=step, **values)
+            if self.wandb:
+                self.wandb.log(values, step=step)
+        self.sums = {}
+        self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
+
+    def save(self, trainer):
+        """Write a checkpoint; a failure is logged, leaves the older ones, and returns False. Every process must call it."""
+        trainer.check(self.log)
+        return self.world.broadcast(self._write(trainer.step, trainer.content()) if self.world.is_main else None)
+
+    def _write(self, step, content):
+        path = self.folder.checkpoint_path(step)
+        try:
+            save_checkpoint(content, path)
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when its writer meets a full disk
+            self.log(f"ERROR: could not write {path}: {str(error).splitlines()[0]}; the older checkpoints are untouched")
+            return False
+        self.log(f"Saved {path}")
+        self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
+        self.attempt("loss.png", self.folder.plot_loss_rarely)
+        return True
+
+    def draw_samples(self, ema, step):
+        """A picture of the EMA's samples: the same noise and classes each time. A network that has not learnt much yet may
+        have none to give: that is a warning."""
+        if not self.world.is_main:
+            return
+        pipe = self.run.pipeline(ema)
+        scale = self.flags.cfg_scale if self.run.recipe.null_class is not None else 1.0
+        labels = [i % self.flags.num_classes for i in range(SAMPLES)]
+        try:
+            latents = pipe.draw(labels, seed=self.flags.global_seed, solver=ODE(), guidance=Guidance(scale))[-1]
+        except (SolverError, UserError) as error:
+            self.log(f"WARNING: no sample picture: {error}")
+            return
+        file = self.folder.samples / f"{step:07d}.png"
+        self.attempt(file, save_picture, pipe.decode(latents), file, columns=4)
+        self.log(f"Sampled {file} ({pipe.calls} network calls)")
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({"samples": wandb.Image(str(file))}, step=step)
+
+    def evaluate(self, ema, step):
+        """FID and the rest of EMA samples, by the functions of evaluate.py. Every process draws and measures its share."""
+        started, values = time.time(), self.evaluation.measure(ema)
+        if not self.world.is_main:
+            return
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
+        count = self.flags.eval_samples
+        self.log(f"(step={step:07d}) Evaluation of {count:,} samples: {shown} ({time.time() - started:.0f} s)")
+        self.attempt(EVALUATIONS, self.folder.add_row, EVALUATIONS, step=step, **values)
+        self.attempt("loss.png", self.folder.plot_loss)
+        if self.wandb:
+            self.wandb.log(values, step=step)
+
+    def finish(self, line):
+        self.progress.close()
+        if self.world.is_main:
+            self.attempt("loss.png", self.folder.plot_loss)
+        self.log(line)
+        if self.wandb:
+            self.wandb.finish()

@@ -1,0 +1,148 @@
+"""What a training run is: all that the loop, the log and the dry run need to know of it."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+
+import torch
+
+from common import distributed
+from common.atomic import writable_folder
+from common.checkpoint import load_checkpoint, weights_of
+from common.errors import UsageError, as_usage_error
+from common.precision import set_precision
+from common.recipe import Recipe, recipe_of
+from common.sizes import latent_shape
+from data.autoencoder import load_autoencoder
+from data.images import ImageData
+from data.sources import open_dataset
+from download import locate
+from inference.pipeline import Pipeline
+from models import model_config
+from transport import Transport
+
+from .identity import check_data, differences, refuse_differences, unknown
+from .run_folder import RunFolder
+
+
+@dataclass
+class Run:
+    """A run as its flags and its data make it, on this process; folder and start come with begin_run."""
+
+    flags: Namespace
+    world: distributed.World
+    precision: str
+    dataset: ImageData
+    autoencoder: object
+    transport: Transport
+    recipe: Recipe  # what its checkpoints will say of themselves
+    total_steps: int
+    folder: RunFolder = None
+    path: object = None  # checkpoint to start from, and its content; None: from scratch
+    content: dict = None
+
+    @property
+    def device(self):
+        return self.world.device
+
+    @property
+    def batch(self):
+        """Images of a step on this process."""
+        return self.flags.global_batch_size // self.world.size
+
+    @property
+    def micro(self):
+        """Images that are done at once."""
+        return self.batch // self.flags.grad_accum_steps
+
+    def pipeline(self, model):
+        """A Pipeline of weights in training, for pictures and evaluations."""
+        return Pipeline(self.folder.path, self.recipe, model, self.transport, self.autoencoder, self.device)
+
+
+def check_world(flags, world):
+    """Raises UsageError for what the flags cannot know of the number of processes."""
+    parts = world.size * flags.grad_accum_steps
+    if flags.global_batch_size % parts:
+        by = f"{world.size} processes" + (f" x {flags.grad_accum_steps} parts" if flags.grad_accum_steps > 1 else "")
+        raise UsageError(f"--global-batch-size {flags.global_batch_size} does not divide by {by}")
+    if flags.eval_samples < max(4, world.size):
+        raise UsageError(f"--eval-samples {flags.eval_samples}: the metrics need 4, and one for each process")
+
+
+def plan_run(flags, transport_settings):
+    """The run of these flags, before anything is written. Raises UserError or UsageError naming a flag."""
+    with as_usage_error():
+        config = model_config(flags.model)
+    world = distributed.setup()
+    flags.precision = precision = set_precision(flags.precision, world.device)
+    flags.identity["precision"] = set_precision(None, world.device)
+    set_precision(precision, world.device)
+    check_world(flags, world)
+    transport = Transport(transport_settings)
+    with as_usage_error():
+        _ = transport.train_interval, transport.ode_interval  # of the pictures drawn while training too
+    dataset = open_dataset(flags.data_path, flags.image_size)
+    if len(dataset.classes) != flags.num_classes:
+        raise UsageError(f"--num-classes {flags.num_classes}: {flags.data_path} has {len(dataset.classes)} classes")
+    autoencoder = load_autoencoder(flags.vae).to(world.device)
+    dataset.check(flags.image_size, autoencoder)
+    channels, height, width = latent_shape(flags.image_size, autoencoder, config["patch_size"])
+    model_args = config | dict(
+        input_size=height if height == width else (height, width),
+        in_channels=channels,
+        class_dropout_prob=flags.class_dropout_prob,
+        num_classes=flags.num_classes,
+        learn_sigma=False,  # published weights have it and never use it
+    )
+    names = dict(vae=flags.vae, vae_hash=autoencoder.config_hash, classes=list(dataset.classes))
+    recipe = Recipe(flags.model, model_args, flags.image_size, transport=transport_settings, **names)
+    total_steps = max(1, flags.epochs * len(dataset) // flags.global_batch_size)
+    total_steps = min(total_steps, flags.max_steps or total_steps)
+    return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps)
+
+
+def find_start(flags, name, warn):
+    """(run folder or None for a new one, checkpoint path or None, its content or None) to begin from.
+
+    Raises UsageError, naming each difference, rather than starting anew beside a run that other flags left unfinished.
+    """
+    if flags.ckpt:
+        path = locate(flags.ckpt)
+        content = load_checkpoint(path)
+        refuse_differences(differences(flags, content.get("args") or {}, whole="recipe" in content), f"--ckpt {path}")
+        return None, path, content
+    runs = RunFolder.find(flags.results_dir, name) if flags.resume else []
+    different = {}
+    for folder in runs:
+        if (recorded := folder.flags()) is not None:
+            different[folder] = ", ".join(filter(None, [differences(flags, recorded), unknown(flags, recorded)]))
+            if not different[folder]:
+                writable_folder(folder.path, "--results-dir")
+                return folder, *folder.newest_checkpoint(warn)
+    for folder, words in different.items():
+        if not folder.is_finished():
+            refuse_differences(words, f"--resume: the run {folder.path}")
+    return None, None, None
+
+
+def begin_run(run):
+    """Choose or make the run's folder, and load the checkpoint that it starts from; returns warnings for the log."""
+    flags, world, warnings = run.flags, run.world, []
+    name = f"{flags.model.replace('/', '-')}-{flags.path_type}-{flags.prediction}-{flags.loss_weight}"
+    if world.is_main:
+        run.folder, run.path, run.content = find_start(flags, name, warnings.append)
+        run.folder = run.folder or RunFolder.new(flags.results_dir, name)
+    run.folder, run.path = world.broadcast((run.folder, run.path) if world.is_main else None)
+    if run.path and not world.is_main:
+        run.content = load_checkpoint(run.path)
+    if run.content:
+        found = recipe_of(run.content, weights_of(run.content, run.path), run.path, flags.model)
+        check_data(run.dataset, found, run.content.get("num_images"), run.path)
+        run.recipe.model_args["learn_sigma"] = found.model_args["learn_sigma"]
+    return warnings
+
+
+def backbone_on_paper(recipe):
+    """The run's network without data, for costs.py."""
+    with torch.device("meta"):
+        return recipe.build()

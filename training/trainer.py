@@ -1,0 +1,160 @@
+"""The state of a run in this process, and its step."""
+
+import contextlib
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.utils.data import DataLoader
+
+from common.checkpoint import load_weights, weights_of
+from common.signals import Stop, ignore_stop_signals
+from data.images import to_latents
+from data.order import StepSampler
+from data.tolerant import DataGuard, Tolerant
+
+from .draws import draw_step
+from .ema import Averages
+from .guards import NumberGuard
+from .objective import make_objective
+from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
+
+
+class Trainer:
+    """Model, averages, optimizer and data of a Run, from where it starts; take_step trains on one batch.
+
+    states has what a checkpoint holds, by name: model and whatever else the objective has, the averages, and opt.
+    """
+
+    def __init__(self, run, monitor):
+        self.run, self.stop, self.step = run, Stop(), 0
+        torch.manual_seed(run.flags.global_seed)  # the same initial weights on every process
+        model = run.recipe.build().to(run.device)
+        self.averages = Averages(model, run.flags.ema_decay)
+        model.grad_checkpointing = run.flags.grad_checkpointing
+        self.objective = make_objective(model, run.transport, run.flags).to(run.device)
+        self.optimizer = make_optimizer(self.objective, run.flags)
+        self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
+        self.trained = [p for p in self.objective.parameters() if p.requires_grad]
+        self.states = {**dict(self.objective.named_children()), **self.averages.models, "opt": self.optimizer}
+        if run.content:
+            self._continue(monitor.log)
+        self.start_step = self.step
+        self.numbers = NumberGuard(self.optimizer, run.flags.skip_nonfinite, run.device)
+        self.images = DataGuard(run.dataset, monitor.warn)
+
+    @property
+    def ema(self):
+        """The average to sample from."""
+        return self.averages.models["ema"]
+
+    @property
+    def is_complete(self):
+        return self.step >= self.run.total_steps
+
+    def _continue(self, log):
+        """Load each state from the checkpoint's; what it lacks starts from its weights, or anew, as the log says."""
+        content, path = self.run.content, self.run.path
+        weights = weights_of(content, path)
+        for name, state in self.states.items():
+            if name == "opt":
+                if "opt" in content:
+                    load_optimizer(self.optimizer, content, self.objective, path)
+            elif name in content or name == "model" or name in self.averages.models:
+                load_weights(state, content.get(name, weights), path)
+            else:
+                log(f"{path} has no state {name!r}: it starts anew")
+        self.step = step_of(content) if "opt" in content else 0
+        self.run.content = None  # its memory
+
+    def open(self):
+        """Compile, wrap and connect what the steps need; the loader's processes live as long as the run."""
+        run, flags = self.run, self.run.flags
+        if flags.compile:
+            self.objective.model.compile()
+        self.forward = self.objective
+        if run.world.distributed:
+            if flags.compile and flags.grad_checkpointing:  # whose graph cannot be cut at the borders of DDP's buckets
+                torch._dynamo.config.optimize_ddp = False
+            device_ids = [run.device.index] if run.device.type == "cuda" else None
+            self.forward = DistributedDataParallel(self.objective, device_ids=device_ids, gradient_as_bucket_view=True)
+        ends = (self.step, run.total_steps)
+        share = (run.world.rank, run.world.size)
+        self.order = StepSampler(len(run.dataset), flags.global_batch_size, flags.global_seed, *ends, *share)
+        loader = DataLoader(  # of a single endless epoch
+            Tolerant(run.dataset),
+            batch_sampler=self.order,
+            num_workers=flags.num_workers,
+            pin_memory=run.device.type == "cuda",
+            worker_init_fn=ignore_stop_signals,
+            prefetch_factor=4 if flags.num_workers else None,
+        )
+        self.mirrors = run.dataset.mirrors and not flags.no_flip
+        self.objective.train()
+        self.batches = iter(loader)
+
+    def signal(self):
+        """The signal that any process has received, or 0."""
+        return self.run.world.max(self.stop.received)
+
+    def next_batch(self):
+        """This process's images, or moments, and labels of the next step, on the device."""
+        self.step += 1
+        images, labels, read = next(self.batches)
+        self.images.check(self.order.indices_of(self.step), read)
+        return images.to(self.run.device, non_blocking=True), labels.to(self.run.device, non_blocking=True)
+
+    def take_step(self, images, labels):
+        """Train on a batch. Returns (losses by name, gradient norm, 1.0 for a good step), scalars on the device."""
+        run, flags = self.run, self.run.flags
+        draws = draw_step(flags.global_seed, self.step, flags.global_batch_size, run.recipe.latent_shape, run.device)
+        draws = draws.part(slice(run.world.rank * run.batch, (run.world.rank + 1) * run.batch))
+        self.optimizer.zero_grad()
+        sums = {}
+        for first in range(0, run.batch, run.micro):
+            part = slice(first, first + run.micro)
+            losses = self._forward_backward(images[part], labels[part], draws.part(part), first + run.micro < run.batch)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, torch.zeros((), device=run.device)) + loss.detach()
+        norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        if flags.grad_clip:
+            clip_grads_with_norm_(self.trained, flags.grad_clip, norm)
+        good = self.numbers.watch(self.step, sums["loss"], norm)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs):
+            group["lr"] = learning_rate(self.step - 1, peak, flags, run.total_steps)
+        if self.numbers.may_step():
+            self.optimizer.step()
+        self.averages.update()
+        return sums, norm, good
+
+    def _forward_backward(self, images, labels, draws, more):
+        """Losses of a part of the batch, each over the number of parts. more: gradients do not meet yet, as they do once a
+        step, after the last part."""
+        run = self.run
+        x1 = to_latents(run.autoencoder, images, draws.flip & self.mirrors, draws.posterior)
+        alone = run.world.distributed and more
+        with self.forward.no_sync() if alone else contextlib.nullcontext():
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+                losses = self.forward(x1, labels, draws)
+            losses = {name: loss.mean() / run.flags.grad_accum_steps for name, loss in losses.items()}
+            losses["loss"].backward()
+        return losses
+
+    @property
+    def lr(self):
+        return self.optimizer.param_groups[0]["lr"]
+
+    def check(self, log):
+        """Raises UserError where numbers or images were too bad. Every process must call it."""
+        self.numbers.check(self.run.world, self.order.indices_of, log)
+
+    def content(self):
+        """What a checkpoint holds. "args" are as published, "recipe" is all that sampling needs."""
+        flags = {key: value for key, value in vars(self.run.flags).items() if key not in ("given", "identity")}
+        return {name: state.state_dict() for name, state in self.states.items()} | {
+            "args": flags,
+            "optimizer": type(self.optimizer).__name__,
+            "step": self.step,
+            "num_images": len(self.run.dataset),
+            "recipe": self.run.recipe.to_dict(),
+        }
