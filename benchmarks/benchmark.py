@@ -34,12 +34,13 @@ from measure import BF16, COMPILED, FAST, FROZEN, PLAIN, TF32, Setting, Stopwatc
 
 from common.errors import UsageError
 from common.streams import SampleStreams
-from costs import SD_AUTOENCODER, PeakMemory, autoencoder_flops, config_of, forward_flops, step_flops
+from costs import SD_AUTOENCODER, PeakMemory, autoencoder_flops, forward_flops, on_paper, step_flops
 from data.autoencoder import LatentSpace
 from data.images import load_image, to_latents
-from inference.guidance import GuidedModel, compile_network
-from models import SIT_CONFIGS, SiT
-from train_utils import Parser, positive_int, run
+from inference import Guidance
+from inference.guidance import GuidedNetwork, compile_network
+from models import SIT_CONFIGS, SiT_models
+from train_utils import Parser, flags_of, positive_int, run
 from training.ema import update_ema
 from transport import Sampler, create_transport
 
@@ -49,22 +50,22 @@ class Benchmark:
 
     def __init__(self, args, device):
         self.args, self.device, self.batch = args, device, args.batch_size
-        self.config, self.transport = config_of(args.model, args.image_size), create_transport()
-        self.forward_flops = self.batch * forward_flops(self.config)
+        self.paper, self.transport = on_paper(args.model, args.image_size), create_transport()
+        self.forward_flops, self.step_flops = self.batch * forward_flops(self.paper), step_flops(self.paper, self.batch)
         self.settings = (PLAIN, FAST) if args.quick else (PLAIN, BF16, COMPILED, FAST)
         if device.type == "cuda":
             self.settings = PLAIN, TF32, *self.settings[1:]
         self.steps = 3 if args.quick else 6  # points in time of the short solves
-        side = self.config["input_size"]
+        sides = self.sides = [side * self.paper.patch_size for side in self.paper.grid]
         torch.manual_seed(0)
-        self.x = torch.randn(self.batch, 4, side, side, device=device)
+        self.x = torch.randn(self.batch, 4, *sides, device=device)
         self.t = torch.rand(self.batch, device=device)
         self.y = torch.randint(1000, (self.batch,), device=device)
-        self.watch = Stopwatch(device, args.out, {k: v for k, v in vars(args).items() if k != "given"}, args.quick)
+        self.watch = Stopwatch(device, args.out, flags_of(args), args.quick)
 
     def network(self, setting, training=False):
         """The network, compiled where guidance calls it too, but for sampling."""
-        model = SiT(**self.config)
+        model = SiT_models[self.args.model](input_size=self.sides, learn_sigma=False)
         for weight in model.parameters():
             if not weight.any():  # a product with zeros takes less power, and so less time, than a trained model's
                 torch.nn.init.normal_(weight, std=0.02)
@@ -109,20 +110,20 @@ class Benchmark:
 
     def train(self):
         works = {setting: self.trainer(setting, lambda: self.x) for setting in self.settings}
-        self.watch.compare("train", works, self.batch, step_flops(self.config, self.batch))
+        self.watch.compare("train", works, self.batch, self.step_flops)
 
     def checkpointing(self):
         for plain in (PLAIN, replace(BF16, name="bf16 autocast")):
             less = replace(plain, name=f"{plain.name}, checkpointing")
             works = {plain: self.trainer(plain, lambda: self.x), less: self.trainer(less, lambda: self.x, True)}
-            self.watch.compare("checkpoint", works, self.batch, step_flops(self.config, self.batch))
+            self.watch.compare("checkpoint", works, self.batch, self.step_flops)
 
     def guided(self, setting):
         """Guidance at 4, which calls the network on twice the batch, as the scripts that sample have it."""
         network = self.network(replace(setting, compile=False))
         if setting.compile:
             compile_network(network)
-        return GuidedModel(network, 4.0, null_class=1000)
+        return GuidedNetwork(network, Guidance(4.0), null_class=1000)
 
     def sde_sampler(self, steps, transport=None):
         noise = SampleStreams(0, range(self.batch)).randn_like
@@ -183,8 +184,8 @@ class Benchmark:
 
     def moments(self, folder, count):
         """A cache of latents as encode_latents.py lays it out, of random moments: its .npy."""
-        file, side = Path(folder) / "moments.npy", self.config["input_size"]
-        array = np.lib.format.open_memmap(file, "w+", np.float16, (count, 2, 2, 4, side, side))
+        file = Path(folder) / "moments.npy"
+        array = np.lib.format.open_memmap(file, "w+", np.float16, (count, 2, 2, 4, *self.sides))
         for index in range(count):
             array[index] = np.random.default_rng(index).random(array.shape[1:], np.float32)
         array.flush()

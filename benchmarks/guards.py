@@ -20,6 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
 from data.tolerant import DataGuard
+from training import trainer
 from training.draws import Draws
 from training.guards import NumberGuard
 
@@ -39,7 +40,7 @@ def steps_per_second(args, plain):
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if plain:
-            stack.enter_context(mock.patch.object(train, "draw_step", plain_draws))
+            stack.enter_context(mock.patch.object(trainer, "draw_step", plain_draws))
             stack.enter_context(mock.patch.object(NumberGuard, "watch", plain_watch))
             stack.enter_context(mock.patch.object(DataGuard, "check", lambda self, asked, read: None))
         flags = ["--data-path", "builtin:digits", "--image-size", "32", "--num-classes", "10", "--vae", "none"]

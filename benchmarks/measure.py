@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from common.atomic import write_json
+from common.precision import set_precision
 from costs import PeakMemory, matrix_peak, synchronize
-from train_utils import set_precision
 
 COLUMNS = "| {:11} | {:29} | {:>8} | {:>9} | {:>8} | {:>10} | {:>5} |"
 

@@ -87,7 +87,7 @@ def test_the_npz_is_whole_and_described(trained, tmp_path, capsys):
     assert record["network_calls_per_sample"] == 22 and record["solver_steps_per_sample"] == 11
     assert record["settings"]["class_labels"] == [3, 1, 4] and record["settings"]["cfg_scale"] == 2
     assert record["settings"]["global_seed"] == 0 and record["settings"]["precision"] == "fp32"
-    assert record["recipe"]["prediction"] == "velocity" and record["recipe"]["vae"] == "none"
+    assert record["recipe"]["transport"]["prediction"] == "velocity" and record["recipe"]["vae"] == "none"
     assert record["versions"]["torch"] == torch.__version__.split("+")[0] or record["versions"]["torch"] == torch.__version__
     assert record["wall_seconds"] > 0 and record["images_per_second"] > 0 and record["device"]
     again = call(capsys, "sample_ddp", *argv)

@@ -48,7 +48,8 @@ def check_data(dataset, recipe, num_images, path):
     """Class folders and the number of images must be those of the checkpoint (None: it does not say). Raises UserError."""
     if num_images is not None and num_images != len(dataset):
         raise UserError(f"--data-path: it has {len(dataset):,} images, but {path} was trained on {num_images:,}")
-    if recipe.classes and recipe.classes != dataset.classes:
-        new, old = set(dataset.classes), set(recipe.classes)
-        example = f"{min(old - new)} is missing" if old - new else f"{min(new - old)} is new"
+    classes = list(dataset.classes)
+    if recipe.classes and recipe.classes != classes:
+        new, old = set(classes), set(recipe.classes)
+        example = f"{min(old - new)} is missing" if old - new else f"{min(new - old)} is new" if new - old else "another order"
         raise UserError(f"--data-path: its class folders are not those of {path}: {example}")

@@ -46,7 +46,7 @@ def holds_contract(optimizer, device):
 
     try:
         return torch.equal(after(0.5, math.nan, 0.25), after(0.5, 0.25))
-    except (TypeError, ValueError, RuntimeError, AttributeError):  # it cannot be made so, or refuses
+    except Exception:  # it cannot be made so, or refuses found_inf: by whatever error its author chose
         return False
 
 

@@ -78,8 +78,8 @@ def _step_by_step(solver, drift, state, grid, plan, trajectory, on_step):
         shapes, widths = [part.shape for part in state], [part[0].numel() for part in state]
         pack = lambda parts: torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)  # noqa: E731
         unpack = lambda x: tuple(part.reshape(s) for part, s in zip(x.split(widths, dim=1), shapes))  # noqa: E731
-    states = [state]
-    for x in solver(lambda t, x: pack(drift(t, unpack(x))), pack(state), grid, plan):
+    states, low, high = [state], grid.min(), grid.max()
+    for x in solver(lambda t, x: pack(drift(t.clamp(low, high), unpack(x))), pack(state), grid, plan):
         states = [*states, unpack(x)] if trajectory else [unpack(x)]
         on_step()
     return states if trajectory else states[-1]

@@ -50,7 +50,7 @@ def test_what_it_does_at_once_is_limited(monkeypatch):
     whole = autoencoder.decode(mean)
     slices = autoencoder.decode(mean, batch_size=2)
     assert torch.allclose(whole, slices, atol=1e-5) and sizes == {"encoder": [5], "decoder": [5, 2, 2, 1]}
-    monkeypatch.setattr("autoencoder._slice", lambda side: {32: 3}[side])  # as large images would have it
+    monkeypatch.setattr("data.autoencoder._slice", lambda *sides: {(32, 32): 3}[sides])  # as large images would have it
     assert torch.allclose(autoencoder.moments(digits)[0], mean, atol=1e-5)
     assert torch.allclose(autoencoder.moments(digits)[1], std, atol=1e-5)
     assert torch.allclose(autoencoder.decode(mean), whole, atol=1e-5)

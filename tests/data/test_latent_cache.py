@@ -111,7 +111,7 @@ def test_many_draws_have_the_mean_and_spread_of_the_posterior(whole, images, aut
 def test_digits_have_no_mirror_images(monkeypatch, capsys, tmp_path, autoencoder):
     digits = DigitsDataset(SIZE)
     digits.images, digits.labels = digits.images[::700], digits.labels[::700]
-    monkeypatch.setattr(encode_latents, "open_dataset", lambda *_: digits)
+    monkeypatch.setattr("data.sources.open_dataset", lambda *_: digits)
     assert call(capsys, "encode_latents", *flags("builtin:digits", tmp_path / "cache")).code == 0
     cache = LatentCache(tmp_path / "cache")
     assert not cache.mirrors and len(cache) == 8 and [cache[i][1] for i in range(8)] == digits.labels.tolist()
@@ -149,7 +149,7 @@ def chunks(out):
 
 
 def test_killed_anywhere_and_resumed_makes_the_same_files(capsys, monkeypatch, autoencoder, whole, images, tmp_path):
-    monkeypatch.setattr(encode_latents, "load_autoencoder", lambda name: autoencoder)  # once will do
+    monkeypatch.setattr("data.autoencoder.load_autoencoder", lambda name: autoencoder)  # once will do
     for deed in itertools.count(1):
         out = tmp_path / str(deed)
         if not killed(flags(images, out), deed):
@@ -235,7 +235,9 @@ def test_unreadable_images_are_skipped_unless_they_are_many(capsys, tmp_path):
     one_line(call(capsys, "encode_latents", *flags(images, tmp_path / "two")), 1, "more than 1 %", "b/054.png")
     assert killed(flags(images, tmp_path / "three"), 65) and 14 < chunks(tmp_path / "three") < 28  # one in each run
     one_line(call(capsys, "encode_latents", *flags(images, tmp_path / "three")), 1, "more than 1 %", "delete")
-    one_line(call(capsys, "encode_latents", *flags(tmp_path / "one", tmp_path / "four")), 1, "--data-path")
+    one_line(
+        call(capsys, "encode_latents", *flags(tmp_path / "one", tmp_path / "four")), 2, "--data-path", "a cache of latents"
+    )
 
 
 def training(data, folder, *more):
