@@ -8,12 +8,8 @@ nothing of their own about it. A multiply-add is 2 FLOPs, and only matrix produc
 float32: weight, gradient, two moments of Adam, average.
 """
 
-import ctypes
-import gc
 import math
-import time
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -124,60 +120,6 @@ def autoencoder_flops(image_size):
         with FlopCounterMode(display=False) as decode:
             vae.decode(latents)
     return encode.get_total_flops(), decode.get_total_flops()
-
-
-def synchronize(device):
-    """Wait until a GPU has done what was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def matrix_peak(device, precision, sizes=None, turns=20):
-    """FLOP/s of the best of turns products of square matrices of each of sizes, measured: what a share of peak is of.
-
-    precision: fp32, tf32 or bf16, of which set_precision has settled the first two.
-    """
-    dtype, best = torch.bfloat16 if precision == "bf16" else torch.float32, 0.0
-    for size in sizes or ((8192,) if device.type == "cuda" else (1024,)):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        for _ in range(turns):
-            synchronize(device)
-            started = time.perf_counter()
-            a @ b
-            synchronize(device)
-            best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
-
-
-class PeakMemory:
-    """The most bytes in use since it was made, above what was in use then: by tensors on a GPU, else by the process.
-
-    The latter is known where Linux tells it, elsewhere nan, and counts whole pages that the allocator may have held before.
-    """
-
-    def __init__(self, device):
-        self.device = device
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.before = torch.cuda.memory_allocated(device)
-            return
-        try:
-            ctypes.CDLL(None).malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
-            self.before = self._resident("VmRSS")
-        except (OSError, AttributeError):  # no glibc, or no /proc to write to
-            self.before = math.nan
-
-    @staticmethod
-    def _resident(field):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
-
-    def read(self):
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) - self.before
-        return self.before if math.isnan(self.before) else self._resident("VmHWM") - self.before
 
 
 def gb(count):

@@ -33,8 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import BF16, COMPILED, FAST, FROZEN, PLAIN, TF32, Setting, Stopwatch, compiled
 
 from common.errors import UsageError
+from common.machine import PeakMemory
 from common.streams import SampleStreams
-from costs import SD_AUTOENCODER, PeakMemory, autoencoder_flops, forward_flops, on_paper, step_flops
+from costs import SD_AUTOENCODER, autoencoder_flops, forward_flops, on_paper, step_flops
 from data.autoencoder import LatentSpace
 from data.images import load_image, to_latents
 from inference import Guidance

@@ -12,8 +12,8 @@ import torch
 from tqdm import tqdm
 
 from common.atomic import write_json
+from common.machine import PeakMemory, matrix_peak, synchronize
 from common.precision import set_precision
-from costs import PeakMemory, matrix_peak, synchronize
 
 COLUMNS = "| {:11} | {:29} | {:>8} | {:>9} | {:>8} | {:>10} | {:>5} |"
 

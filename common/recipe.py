@@ -72,9 +72,9 @@ class Recipe:
             raise UserError(f"--ckpt {path}: its recipe makes no sense here ({error})") from error
 
 
-def _args_of(content):
-    args = content.get("args")
-    return vars(args) if isinstance(args, argparse.Namespace) else args if isinstance(args, dict) else {}
+def _flags_of(content):
+    flags = content.get("args")
+    return vars(flags) if isinstance(flags, argparse.Namespace) else flags if isinstance(flags, dict) else {}
 
 
 def _model_of(state, path, model, num_heads):
@@ -105,9 +105,9 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
         return Recipe.from_dict(content["recipe"], path)
     name, config = _model_of(state, path, model, num_heads)
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
-    tokens, args = state["pos_embed"].shape[1], _args_of(content)
+    tokens, flags = state["pos_embed"].shape[1], _flags_of(content)
     side = math.isqrt(tokens) * patch
-    image_size = image_size or args.get("image_size", side * 8)
+    image_size = image_size or flags.get("image_size", side * 8)
     if side**2 == tokens * patch**2:
         input_size = side
     else:  # the image's sides are to the latents' as one number
@@ -124,6 +124,6 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
         "class_dropout_prob": 0.1,
         "learn_sigma": state["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
     }
-    said = {key: args[key] for key in TRANSPORT if key in args}
+    said = {key: flags[key] for key in TRANSPORT if key in flags}
     transport = TransportSettings(**said) if said.get("path_type") else None
-    return Recipe(name, model_args, image_size, vae=args.get("vae"), transport=transport)
+    return Recipe(name, model_args, image_size, vae=flags.get("vae"), transport=transport)

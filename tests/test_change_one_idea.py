@@ -16,7 +16,7 @@ from inference.pipeline import Pipeline  # noqa: F401  so that the rooms are loa
 from training import dry_run, monitor, trainer  # noqa: F401
 
 PAGE = (ROOT / "docs" / "change_one_idea.md").read_text()
-SECTIONS = {title: body for title, body in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S)}
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.M | re.S))
 IDEAS = {title: body for title, body in SECTIONS.items() if "```bash" in body}
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", "8", "--num-workers", "0", "--log-every", "1"]
 

@@ -10,17 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cli import DIGITS, ROOT, call, launch
 from common.sizes import height_width
-from costs import (
-    TABLES,
-    all_reduced_bytes,
-    cache_bytes,
-    forward_flops,
-    hours,
-    on_paper,
-    parameters,
-    step_flops,
-    training_bytes,
-)
+from costs import TABLES, all_reduced_bytes, cache_bytes, forward_flops, hours, on_paper, parameters, step_flops, training_bytes
 from models import SiT, model_config
 
 LATENTS = dict(input_size=32, in_channels=4, num_classes=1000, class_dropout_prob=0.1, learn_sigma=False)

@@ -9,7 +9,8 @@ from tqdm import tqdm
 
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
-from costs import matrix_peak, step_flops
+from common.machine import matrix_peak
+from costs import step_flops
 from inference import ODE, Guidance
 from inference.pictures import save_picture
 from transport import SolverError
