@@ -104,8 +104,8 @@ SETTINGS = {
     "too few points": (lambda pipe: SDE(num_steps=1), "num_steps"),
     "unknown form": (lambda pipe: SDE(form="cubic"), "unknown diffusion form 'cubic'"),
     "no time left": (
-        lambda pipe: pipe.sample([1], solver=SDE(last_step_size=0.9999, norm=0)),
-        "no time for the SDE|not finite",
+        lambda pipe: pipe.sample([1], solver=SDE(form="SBDM", last_step_size=0.9999)),
+        "no time for the SDE",
     ),
     "unknown class": (lambda pipe: pipe.sample([11]), "the classes 0 to 9"),
     "images of another size": (lambda pipe: pipe.likelihood(np.zeros((1, 8, 8, 3), np.uint8), [1]), "uint8 of shape"),

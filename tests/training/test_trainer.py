@@ -1,0 +1,192 @@
+"""What is trained, saved and logged: states by their names, several averages, an objective of one's own."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from PIL import Image
+
+from cli import DIGITS, call, launch, one_line
+from common.checkpoint import load_checkpoint
+from inference import ODE, Guidance, Pipeline
+from training import trainer
+from training.ema import Averages
+from training.objective import Objective
+from training.plot import running_mean
+
+SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--lr", 1e-3]
+SMALL += ["--log-every", 1, "--sample-every", 1000]
+
+
+def last(folder, name="0000006"):
+    (path,) = folder.glob(f"*/checkpoints/{name}.pt")
+    return path
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], value) for key, value in theirs.items())
+
+
+def test_averages_are_the_weighted_means_of_their_decays():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    averages = Averages(model, [0.9, 0.5, 0.99])
+    assert list(averages.models) == ["ema", "ema-0.5", "ema-0.99"] and list(Averages(model, 0.9).models) == ["ema"]
+    nn.init.ones_(model.weight)
+    for _ in range(10):
+        averages.update()
+    for (name, average), decay in zip(averages.models.items(), (0.9, 0.5, 0.99)):
+        assert average.weight.item() == pytest.approx(1 - decay**10), name
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """A run with three averages."""
+    folder = tmp_path_factory.mktemp("several")
+    flags = ["--ema-decay", "0.9,0.5", 0.99, "--max-steps", 6, "--ckpt-every", 3, "--results-dir", folder]
+    done = launch("train", *SMALL, *flags)
+    assert done.code == 0, done.err
+    return folder
+
+
+def test_several_averages_are_saved_resumed_and_sampled(several, tmp_path, capsys):
+    content = load_checkpoint(last(several))
+    assert {"model", "ema", "ema-0.5", "ema-0.99", "opt"} <= content.keys()
+    assert not same(content["ema"], content["ema-0.5"])
+    decays = ["--ema-decay", 0.9, 0.5, 0.99]
+    flags = [*SMALL, *decays, "--max-steps", 6, "--results-dir", tmp_path, "--ckpt", last(several, "0000003")]
+    assert call(capsys, "train", *flags).code == 0
+    resumed = load_checkpoint(last(tmp_path))
+    assert all(same(resumed[name], content[name]) for name in ("model", "ema", "ema-0.5", "ema-0.99"))
+
+    pictures = {}
+    for name in ("ema", "ema-0.5", "model"):
+        out = tmp_path / f"{name}.png"
+        flags = ["--ckpt", last(several), "--weights", name, "--sampling-method", "euler", "--num-sampling-steps", 4]
+        assert call(capsys, "sample", "ODE", *flags, "--class-labels", "1,2", "--cfg-scale", 1, "--out", out).code == 0
+        images = Pipeline.load(last(several), weights=name).sample([1, 2], solver=ODE("euler", num_steps=4))
+        pictures[name] = np.asarray(Image.open(out))
+        assert (pictures[name][2:34, 2:34] == images[0]).all()
+    assert (pictures["ema"] != pictures["ema-0.5"]).any() and (pictures["ema-0.5"] != pictures["model"]).any()
+    one_line(
+        call(capsys, "sample", "ODE", "--ckpt", last(several), "--weights", "ema-0.7"), 1, "ema-0.7", "model, ema, ema-0.5"
+    )
+    one_line(
+        call(capsys, "train", *SMALL, "--ema-decay", 0.9, "--ckpt", last(several)), 2, "--ema-decay 0.9 0.5 0.99 (now 0.9)"
+    )
+
+
+def test_one_average_guides_another(several, tmp_path, capsys):
+    flags = ["--ckpt", last(several), "--sampling-method", "euler", "--num-sampling-steps", 4, "--class-labels", "1"]
+    flags += ["--cfg-scale", 3, "--cfg-channels", "all", "--guidance-weights", "ema-0.99", "--out", tmp_path / "s.png"]
+    result = call(capsys, "sample", "ODE", *flags)
+    assert result.code == 0 and " 6 network calls" in result.out, result.err
+    strong, weak = (Pipeline.load(last(several), weights=name) for name in ("ema", "ema-0.99"))
+    images = strong.sample([1], solver=ODE("euler", num_steps=4), guidance=Guidance(3.0, channels=None, weak=weak))
+    assert (np.asarray(Image.open(tmp_path / "s.png")) == images[0]).all()
+
+
+class WithHead(Objective):
+    """A head of its own on the tokens, and a second loss."""
+
+    def __init__(self, model, transport):
+        super().__init__(model, transport)
+        self.head = nn.Linear(model.pos_embed.shape[2], 1)
+        model.blocks[-1].register_forward_hook(lambda block, inputs, tokens: setattr(self, "tokens", tokens))
+
+    def forward(self, x1, y, draws):
+        losses = super().forward(x1, y, draws)
+        head_loss = (self.head(self.tokens)[..., 0].mean(1) - 1).square()
+        return {"loss": losses["loss"] + head_loss, "head_loss": head_loss}
+
+
+@pytest.fixture
+def with_head(monkeypatch):
+    monkeypatch.setattr(trainer, "make_objective", lambda model, transport, flags: WithHead(model, transport))
+
+
+COMPILED = pytest.param(["--compile"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("more", [[], ["--grad-accum-steps", "2"], COMPILED], ids=" ".join)
+def test_what_an_objective_holds_is_trained_saved_logged_and_resumed(with_head, tmp_path, capsys, more):
+    more = [*SMALL, *more]
+    result = call(capsys, "train", *more, "--max-steps", 6, "--ckpt-every", 3, "--results-dir", tmp_path / "a")
+    assert result.code == 0, result.err
+    assert "Head Loss: " in result.out
+    whole = load_checkpoint(last(tmp_path / "a"))
+    assert whole["head"].keys() == {"weight", "bias"} and len(whole["opt"]["state"]) == len(whole["model"]) - 1 + 2
+    with open(last(tmp_path / "a").parents[1] / "metrics.csv") as rows:
+        columns = [float(row["head_loss"]) for row in csv.DictReader(rows)]
+    assert len(columns) == 6 and len(set(columns)) == 6 and min(columns) > 0
+    half = last(tmp_path / "a", "0000003")
+    assert call(capsys, "train", *more, "--max-steps", 6, "--results-dir", tmp_path / "b", "--ckpt", half).code == 0
+    resumed = load_checkpoint(last(tmp_path / "b"))
+    assert same(resumed["head"], whole["head"]) and same(resumed["ema"], whole["ema"])
+    assert Pipeline.load(last(tmp_path / "b")).sample([3], solver=ODE("euler", num_steps=3)).shape == (1, 32, 32, 3)
+
+
+def test_a_state_that_a_checkpoint_lacks_starts_anew_and_says_so(with_head, trained, tmp_path, capsys):
+    flags = [*SMALL, "--global-batch-size", 16, "--max-steps", 8, "--results-dir", tmp_path, "--ckpt", trained]
+    one_line(call(capsys, "train", *flags), 1, "its optimizer state is that of another model")
+    content = load_checkpoint(trained)
+    del content["opt"]
+    torch.save(content, tmp_path / "weights.pt")
+    flags[-1] = tmp_path / "weights.pt"
+    result = call(capsys, "train", *flags)
+    assert result.code == 0 and "has no state 'head': it starts anew" in result.out, result.err
+
+
+def test_a_column_that_came_later_is_added(tmp_path):
+    from training.run_folder import RunFolder
+
+    folder = RunFolder(tmp_path / "000-x")
+    folder.add_row("m.csv", step=1, loss=0.5)
+    folder.add_row("m.csv", step=2, loss=0.4, head_loss=0.3)
+    folder.add_row("m.csv", step=3, loss=0.3, head_loss=0.2)
+    assert folder.read_rows("m.csv") == [
+        {"step": "1", "loss": "0.5", "head_loss": ""},
+        {"step": "2", "loss": "0.4", "head_loss": "0.3"},
+        {"step": "3", "loss": "0.3", "head_loss": "0.2"},
+    ]
+
+
+def test_the_running_mean_is_that_of_the_last_values():
+    values = [3.0, 1.0, 4.0, 1.0, 5.0]
+    assert running_mean(values, 2) == pytest.approx([3.0, 2.0, 8 / 3, 2.0, 10 / 3])
+
+
+def test_images_that_are_not_square(tmp_path, capsys):
+    """Trained, resumed, cached, sampled and scored at 32 x 64, in pixels and in latents."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        file = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (50, 90, 3), dtype=np.uint8)).save(file)
+    wide = ["--data-path", tmp_path / "images", "--num-classes", 2, "--image-size", "32x64"]
+    encode = ["--data-path", tmp_path / "images", "--image-size", "32x64", "--vae", "assets/digits-vae", "--num-workers", 0]
+    assert call(capsys, "encode_latents", *encode, "--out", tmp_path / "cache").code == 0
+    cached = [*wide, "--data-path", tmp_path / "cache", "--vae", "assets/digits-vae", "--model", "SiT-T/4"]
+    for name, flags in (
+        ("pixels", wide),
+        ("latents", [*wide, "--vae", "assets/digits-vae", "--model", "SiT-T/4"]),
+        ("cached", cached),
+    ):
+        flags = [*SMALL, *flags, "--results-dir", tmp_path / name, "--sample-every", 4]
+        assert call(capsys, "train", *flags, "--max-steps", 2).code == 0
+        result = call(capsys, "train", *flags, "--max-steps", 4, "--resume")
+        assert result.code == 0 and "Continuing" in result.out, result.err
+        pipe = Pipeline.load(last(tmp_path / name, "0000004"))
+        assert pipe.latent_shape == ((3, 32, 64) if name == "pixels" else (4, 8, 16))
+        images = pipe.sample([0, 1], solver=ODE("euler", num_steps=3))
+        assert images.shape == (2, 32, 64, 3)
+        nats, _ = pipe.likelihood(images, [0, 1], solver=ODE("euler", num_steps=3))
+        assert np.isfinite(nats).all()
+    ours, theirs = (load_checkpoint(last(tmp_path / name, "0000004"))["ema"] for name in ("latents", "cached"))
+    assert all(torch.allclose(ours[key], theirs[key], atol=1e-3) for key in theirs)
+    flags = ["--ckpt", last(tmp_path / "pixels", "0000004"), "--num-fid-samples", 3, "--sample-dir", tmp_path / "s"]
+    assert call(capsys, "sample_ddp", "SDE", *flags, "--num-sampling-steps", 3).code == 0
+    assert np.load(next((tmp_path / "s").glob("*.npz")))["arr_0"].shape == (3, 32, 64, 3)
+    one_line(call(capsys, "train", *SMALL, *wide, "--image-size", "32x60"), 2, "--image-size 32x60", "multiple of 8")
