@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import pytest
 import torch
 
 from gaussian import PATHS, PREDICTIONS, Gaussian, Recorder
-from transport import Sampler, create_transport
+from transport import ODE_METHODS, Sampler, create_transport
 from transport.likelihood import divergence, standard_normal_logp
 
 every_path = pytest.mark.parametrize("path", PATHS)
@@ -142,3 +143,20 @@ def test_edges():
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(ValueError, match=str(*settings.values())):
         likelihood(**settings)
+
+
+def test_a_solver_of_ones_own_scores_too(monkeypatch):
+    """It sees a single tensor, in which the log-density travels with the state."""
+
+    def euler(drift, x, times, plan):
+        for t, following in itertools.pairwise(times):
+            x = x + (following - t) * drift(t, x)
+            yield x
+
+    monkeypatch.setitem(ODE_METHODS, "own", euler)
+    exact, x = Gaussian("GVP", "velocity"), torch.randn(5, 2)
+    for settings in (dict(exact_divergence=True), dict(num_probes=1, rademacher=lambda x, n: torch.ones(n, *x.shape))):
+        ours, z = likelihood("GVP", "velocity", sampling_method="own", num_steps=20, **settings)(x, exact)
+        theirs, z2 = likelihood("GVP", "velocity", sampling_method="euler", num_steps=20, **settings)(x, exact)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(z, z2)

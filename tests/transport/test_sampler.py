@@ -364,3 +364,56 @@ def test_on_step_is_called_at_every_step(sample, settings):
         torch.randn(4, 2), Gaussian("Linear", "velocity")
     )
     assert len(steps) == 10
+
+
+# Solvers of our own: generators of states
+
+
+def adams_bashforth(drift, x, times, plan):
+    before = None
+    for t, following in itertools.pairwise(times):
+        v = drift(t, x)
+        x = x + (following - t) * (v if before is None else 1.5 * v - 0.5 * before)
+        before = v
+        yield x
+
+
+def through_data(drift, x, times, plan):
+    """Euler's method on E[x1 | x], which it asks the path for: x moves on the line between its noise and its data."""
+    for t, following in itertools.pairwise(times):
+        v = drift(t, x)
+        x1, x0 = plan.get_data_from_velocity(v, x, t), plan.get_noise_from_velocity(v, x, t)
+        x = plan.compute_alpha_t(following)[0] * x1 + plan.compute_sigma_t(following)[0] * x0
+        yield x
+
+
+@pytest.fixture
+def own(monkeypatch):
+    monkeypatch.setitem(ODE_METHODS, "ab2", adams_bashforth)
+    monkeypatch.setitem(ODE_METHODS, "data", through_data)
+
+
+@every_path
+@every_prediction
+@pytest.mark.parametrize("solver, order", [("ab2", 2), ("data", 1)])
+def test_a_solver_of_ones_own_has_its_order(own, path, prediction, solver, order):
+    exact, z = Gaussian(path, prediction), torch.randn(16, 2, dtype=torch.float64)
+    exact.mean, exact.std = exact.mean.double(), exact.std.double()
+    t0, t1 = create_transport(path, prediction, sample_eps=0.05).ode_interval
+    expected, _ = exact.flow(z, t0, t1)
+    errors = []
+    for steps in (160, 320):
+        sample = ode(path, prediction, 0.05, sampling_method=solver, num_steps=steps + 1)(z, exact)[-1]
+        errors.append((sample - expected).abs().max().item())
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_solver_of_ones_own_keeps_the_rules_of_the_others(own, reverse):
+    network, z, steps = Recorder(Gaussian("Linear", "noise")), torch.randn(4, 2), []
+    settings = dict(sampling_method="ab2", num_steps=11, reverse=reverse, trajectory=True, on_step=lambda: steps.append(1))
+    states = ode("Linear", "noise", **settings)(z, network)
+    assert len(states) == 11 and torch.equal(states[0], z) and len(steps) == len(network.times) == 10
+    assert min(network.times) >= 1e-3 and max(network.times) <= 1 - 1e-3 + 1e-7
+    plain = ode("Linear", "noise", sampling_method="ab2", num_steps=11, reverse=reverse)(z, network)
+    assert len(plain) == 1 and torch.equal(plain[0], states[-1])

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from gaussian import PATHS, PREDICTIONS, Gaussian, coefficients
-from transport import Sampler, create_transport
+from transport import ModelType, PathType, Sampler, TransportSettings, WeightType, create_transport, path
 
 EPS = 1e-3  # the default distance from the ends wherever one is singular
 
@@ -77,7 +79,7 @@ def weight(path, loss_weight, t):
     return {None: torch.ones_like(t), "velocity": (g / sigma) ** 2, "likelihood": g / sigma**2}[loss_weight]
 
 
-CHOICES = [("velocity", None), *((p, w) for p in ("score", "noise") for w in (None, "velocity", "likelihood"))]
+CHOICES = [("velocity", None), ("data", None), *((p, w) for p in ("score", "noise") for w in (None, "velocity", "likelihood"))]
 
 
 @every_path
@@ -101,6 +103,8 @@ def test_losses_by_hand(path, prediction, loss_weight):
         "velocity": pred - (d_alpha * x1 + sigma_d_sigma / sigma * x0),
         "noise": pred - x0,
         "score": sigma * pred + x0,
+        # (d / sigma) (x1_hat - x1), d / sigma = (alpha' sigma - alpha sigma') / sigma
+        "data": (d_alpha * sigma - alpha * sigma_d_sigma / sigma) / sigma * (pred - x1),
     }[prediction]
     expected = (weight(path, loss_weight, t) * error**2).mean(dim=(1, 2, 3))
     torch.testing.assert_close(result["loss"], expected, rtol=1e-4, atol=1e-4)
@@ -152,3 +156,84 @@ def test_predict_converts_the_output_to_velocity_and_score(path, prediction):
 def test_output_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(4, 6\).*\(4, 3\)"):
         create_transport().training_losses(lambda x, t: torch.cat([x, x], dim=1), torch.randn(4, 3))
+
+
+class SinSquared(path.Plan):
+    """alpha = sin^2, sigma = cos^2: the determinant is 0 at both ends, where the velocity says nothing of the noise."""
+
+    def compute_alpha_t(self, t):
+        return (math.pi / 2 * t).sin() ** 2, math.pi / 2 * (math.pi * t).sin()
+
+    def compute_sigma_t(self, t):
+        return (math.pi / 2 * t).cos() ** 2, -math.pi / 2 * (math.pi * t).sin()
+
+
+class Still(path.Plan):
+    """alpha and sigma in one proportion at all times: nothing can be told from the velocity."""
+
+    def compute_alpha_t(self, t):
+        return t + 1, t.new_ones(t.shape)
+
+    compute_sigma_t = compute_alpha_t
+
+
+@pytest.fixture
+def paths(monkeypatch):
+    monkeypatch.setitem(path.PATHS, "SinSquared", SinSquared)
+    monkeypatch.setitem(path.PATHS, "Still", Still)
+
+
+def test_a_path_of_ones_own_needs_its_coefficients_alone(paths):
+    transport, x0 = create_transport("SinSquared"), torch.randn(64, 2)
+    assert transport.train_interval == transport.ode_interval == (0, 1)
+    assert transport.sde_interval("sigma", 0.04) == transport.sde_interval("SBDM", 0.04) == (EPS, 0.96)
+    mean, std = torch.tensor([0.5, -1.0]), torch.tensor([0.5, 1.5])
+
+    def exact(x, t):  # of data N(mean, std^2)
+        t = t[:, None]
+        (alpha, d_alpha), (sigma, d_sigma) = SinSquared().compute_alpha_t(t), SinSquared().compute_sigma_t(t)
+        variance = alpha**2 * std**2 + sigma**2
+        return d_alpha * mean + (alpha * d_alpha * std**2 + sigma * d_sigma) / variance * (x - alpha * mean)
+
+    sample = Sampler(transport).sample_ode(atol=1e-6, rtol=1e-5)(x0, exact)[-1]
+    torch.testing.assert_close(sample, mean + std * x0, rtol=1e-3, atol=1e-3)
+    many = Sampler(transport).sample_sde(diffusion_form="sigma", num_steps=100)(torch.randn(4000, 2), exact)[-1]
+    torch.testing.assert_close(many.mean(0), mean, rtol=0, atol=0.1)
+    torch.testing.assert_close(many.std(0), std, rtol=0.1, atol=0)
+
+
+ODE, SDE = (lambda sampler: sampler.sample_ode()), (lambda sampler: sampler.sample_sde())
+TRAIN = lambda sampler: sampler.transport.train_interval  # noqa: E731
+SINGULAR = {
+    "determinant 0": (dict(path_type="SinSquared", sample_eps=0), SDE, "drift of the SDE of form SBDM is not finite at t = 0;"),
+    "alpha 0": (dict(path_type="SinSquared", prediction="noise", sample_eps=0), ODE, "velocity is not finite at t = 0;"),
+    "sigma 0": (dict(path_type="SinSquared", prediction="data", sample_eps=0), ODE, "velocity is not finite at t = 1;"),
+    "determinant 0 everywhere": (dict(path_type="Still"), SDE, "drift of the SDE of form SBDM is not finite at t ="),
+    "Linear, data": (dict(path_type="Linear", prediction="data", sample_eps=0), ODE, "velocity is not finite at t = 1;"),
+    "GVP, data": (dict(path_type="GVP", prediction="data", sample_eps=0), ODE, "velocity is not finite at t = 1;"),
+    "VP": (dict(path_type="VP", sample_eps=0), lambda s: s.sample_sde(last_step=None), "a larger sample_eps, or last step,"),
+    "loss of data": (
+        dict(path_type="GVP", prediction="data", train_eps=0),
+        TRAIN,
+        "t = 1; a larger train_eps",
+    ),
+    "weight": (
+        dict(path_type="Linear", prediction="noise", loss_weight="likelihood", train_eps=0),
+        TRAIN,
+        "path Linear with noise prediction: the loss is not finite at t = 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("settings, ask, words", SINGULAR.values(), ids=SINGULAR)
+def test_a_plan_that_is_singular_where_it_is_asked_is_one_clear_line(paths, settings, ask, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        ask(Sampler(create_transport(**settings)))
+    assert "\n" not in str(caught.value) and settings["path_type"] in str(caught.value)
+
+
+def test_enums_spell_the_tables_as_the_published_code_does():
+    assert {m.name: m.value for m in ModelType} == dict(VELOCITY="velocity", SCORE="score", NOISE="noise", DATA="data")
+    assert {m.name: m.value for m in PathType} == dict(LINEAR="Linear", GVP="GVP", VP="VP")
+    assert {m.name: m.value for m in WeightType} == dict(NONE=None, VELOCITY="velocity", LIKELIHOOD="likelihood")
+    assert create_transport("VP", "noise", "velocity").settings == TransportSettings("VP", "noise", "velocity")
