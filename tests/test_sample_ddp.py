@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import sample_utils
 from cli import ENV, call, command, kill_tree, launch, one_line
 from common.chunks import ChunkStore
 from sample_ddp import apply_preset, make_parser
@@ -117,6 +118,57 @@ def test_compiled_samples_are_the_same(trained, tmp_path, capsys):
         result = call(capsys, "sample_ddp", *argv, *more, "--sample-dir", tmp_path / name)
         assert result.code == 0, result.err
     assert np.abs(images_of(tmp_path / "eager") - images_of(tmp_path / "compiled")).max() <= 1
+
+
+def test_a_later_version_goes_on_with_what_was_begun(trained, tmp_path, capsys, monkeypatch):
+    """A flag that is added, at its default, changes no name; with another value it does."""
+    save = ChunkStore.save
+
+    def stop(store, chunk, **arrays):
+        if chunk == 3:
+            raise KeyboardInterrupt
+        save(store, chunk, **arrays)
+
+    argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 3, "--num-fid-samples", 12, "--per-proc-batch-size", 2]
+    argv += ["--sample-dir", tmp_path, "--no-png"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkStore, "save", stop)
+        assert call(capsys, "sample_ddp", *argv).code == 130
+    assert len(list(tmp_path.glob("*.chunks/*.npz"))) == 3
+
+    parse_speed_args = sample_utils.parse_speed_args
+
+    def more_flags(parser):
+        parse_speed_args(parser)
+        parser.add_argument("--new-idea", type=float, default=0.5, help="of a later version")
+
+    monkeypatch.setattr(sample_utils, "parse_speed_args", more_flags)
+    result = call(capsys, "sample_ddp", *argv, "--cfg-scale", 1)  # typed, but the default
+    assert result.code == 0, result.err
+    _, record = outputs(tmp_path)
+    assert record["made_in_this_run"] == 6 and record["settings"]["new_idea"] == 0.5
+    assert "was complete already" in call(capsys, "sample_ddp", *argv, "--new-idea", 0.5).out
+    assert call(capsys, "sample_ddp", *argv, "--new-idea", 0.7).code == 0
+    assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_what_decides_the_images_has_a_name_of_its_own(trained, tmp_path, capsys):
+    argv = ["ODE", "--ckpt", trained, "--sampling-method", "euler", "--num-sampling-steps", 2, "--num-fid-samples", 2]
+    argv += ["--sample-dir", tmp_path, "--no-png"]
+    runs = [
+        [],
+        ["--weights", "model"],
+        ["--sample-eps", 0.1],
+        ["--global-seed", 1],
+        ["--cfg-scale", 2],
+        ["--labels", "balanced"],
+    ]
+    runs += [["--cfg-scale", 2, "--guidance-weights", "model"], ["--class-labels", "1,2"], ["--labels", "balanced"]]
+    for more in runs:
+        assert call(capsys, "sample_ddp", *argv, *more).code == 0
+    assert len(list(tmp_path.glob("*.npz"))) == len(runs)
+    for more in (["--model", "SiT-T/8"], ["--path-type", "Linear"], ["--image-size", 32]):  # what the checkpoint says anyway
+        assert "was complete already" in call(capsys, "sample_ddp", *argv, *more).out
 
 
 def test_a_full_disk_is_one_line(trained, tmp_path, capsys, monkeypatch):
