@@ -31,15 +31,26 @@ from train_utils import (
 def make_parser():
     """Every flag makes the run what it is, and is refused when it is continued with another value, unless it is free."""
     parser = Parser(prog="train.py", description="Train a SiT under torchrun or alone.")
-    add = parser.add_argument_group("data and model").add_argument
+    add_data_args(parser.add_argument_group("data and model"))
+    add_optimization_args(parser.add_argument_group("optimization").add_argument)
+    add_speed_args(parser.add_argument_group("speed and memory"))
+    add_running_args(parser.add_argument_group("running").add_argument)
+    evaluation = parser.add_argument_group("evaluation while training", "of EMA samples, drawn by dopri5 without guidance")
+    add_evaluation_args(evaluation.add_argument)
+    parse_transport_args(parser)
+    return parser
+
+
+def add_data_args(group):
     data = "folder of class folders, builtin:digits, or cache of encode_latents.py"
-    free(add("--data-path", required=True, help=data))  # but its images and classes are compared
-    add("--no-flip", action="store_true", help="never mirror images, for data such as text (digits never are)")
-    group = parser._action_groups[-1]
+    free(group.add_argument("--data-path", required=True, help=data))  # but its images and classes are compared
+    group.add_argument("--no-flip", action="store_true", help="never mirror images, for data such as text (digits never are)")
     parse_data_args(group, "classes; checked against the data")
     parse_vae_arg(group, "ema")
-    add("--class-dropout-prob", type=fraction, default=0.1, help="share of labels hidden, for guidance")
-    add = parser.add_argument_group("optimization").add_argument
+    group.add_argument("--class-dropout-prob", type=fraction, default=0.1, help="share of labels hidden, for guidance")
+
+
+def add_optimization_args(add):
     free(add("--epochs", type=positive_int, default=1400, help="passes over the data"))
     free(add("--max-steps", type=positive_int, help="stop here if that comes before --epochs (no limit)"))
     add("--global-batch-size", type=positive_int, default=256, help="images a step over all processes")
@@ -52,17 +63,6 @@ def make_parser():
     add("--ema-decay", action=Listed, item=fraction, default=0.9999, metavar="DECAY", help=decays)
     skip = "steps with bad numbers to pass over before giving up"
     free(add("--skip-nonfinite", type=non_negative_int, default=0, help=skip))
-    add_speed_args(parser.add_argument_group("speed and memory"))
-    add_running_args(parser.add_argument_group("running").add_argument)
-    add = parser.add_argument_group(
-        "evaluation while training", "of EMA samples, drawn by dopri5 without guidance"
-    ).add_argument
-    free(add("--eval-every", type=positive_int, help="steps between evaluations (never)"))
-    free(add("--eval-samples", type=positive_int, default=5_000, help="samples for each"))
-    free(add("--eval-ref", help="reference: .npz of images or statistics, or a folder of images"))
-    free(add("--inception-weights", help="file, for machines without network"))
-    parse_transport_args(parser)
-    return parser
 
 
 def add_speed_args(group):
@@ -87,6 +87,13 @@ def add_running_args(add):
     free(add("--sample-every", type=positive_int, default=10_000, help="steps between sample pictures"))
     free(add("--cfg-scale", type=non_negative, default=4.0, help="guidance of those pictures; 1 is none"))
     free(add("--wandb", action="store_true", help="log to Weights & Biases (reads WANDB_KEY, ENTITY, PROJECT)"))
+
+
+def add_evaluation_args(add):
+    free(add("--eval-every", type=positive_int, help="steps between evaluations (never)"))
+    free(add("--eval-samples", type=positive_int, default=5_000, help="samples for each"))
+    free(add("--eval-ref", help="reference: .npz of images or statistics, or a folder of images"))
+    free(add("--inception-weights", help="file, for machines without network"))
 
 
 def check_flags(args):
@@ -127,15 +134,26 @@ def train(run, monitor):
     from common import distributed
     from training.trainer import Trainer
 
-    flags, trainer = run.flags, Trainer(run, monitor)
+    trainer = Trainer(run, monitor)
     monitor.begin(trainer)
     if trainer.is_complete:
         monitor.log(f"Step {trainer.step:,} of {run.total_steps:,}: this run is complete, there is nothing to do")
         distributed.cleanup()
         return 0
 
-    trainer.open()
-    received = 0
+    with trainer.reading():
+        received = loop(run, trainer, monitor)
+        saved = monitor.save(trainer)
+    monitor.finish(f"{f'Stopped by signal {received}' if received else 'Done'} at step {trainer.step:,}")
+    distributed.cleanup()
+    if not saved:
+        raise UserError(f"the last checkpoint, of step {trainer.step}, could not be written: see {run.folder.path}/log.txt")
+    return 128 + received if received else 0
+
+
+def loop(run, trainer, monitor):
+    """Step after step to the run's end; returns 0, or the signal that any process has received before it."""
+    flags, received = run.flags, 0
     while not trainer.is_complete and not (received := trainer.signal()):
         monitor.waiting()
         images, labels = trainer.next_batch()
@@ -154,13 +172,7 @@ def train(run, monitor):
             monitor.draw_samples(trainer.ema, step)
         if flags.eval_every and step % flags.eval_every == 0:
             monitor.evaluate(trainer.ema, step)
-
-    saved = monitor.save(trainer)
-    monitor.finish(f"{f'Stopped by signal {received}' if received else 'Done'} at step {trainer.step:,}")
-    distributed.cleanup()
-    if not saved:
-        raise UserError(f"the last checkpoint, of step {trainer.step}, could not be written: see {run.folder.path}/log.txt")
-    return 128 + received if received else 0
+    return received
 
 
 if __name__ == "__main__":

@@ -6,17 +6,16 @@ import sys
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from common.atomic import writable_folder, write_atomically, write_json, writing
 from common.chunks import written_behind
 from common.errors import UsageError, UserError
-from common.signals import ignore_stop_signals
 
 from .images import to_pixels
 from .latent_cache import COMPLETE, FORMAT, LABELS, MOMENTS, NAMES, encoder_hash, open_array, read_record
-from .tolerant import DataGuard, Tolerant
+from .loader import read_ahead
+from .tolerant import DataGuard
 
 UNFINISHED = "unfinished.json"  # what cache.json is going to say
 
@@ -96,17 +95,15 @@ def write_chunk(folder, store, chunk, moments, labels, read):
 
 def encode_chunks(folder, world, dataset, autoencoder, store, chunks, variants, num_workers):
     """Encode this process's chunks. Raises UserError for images that cannot be read, encoded or stored."""
-    loader = DataLoader(
-        Tolerant(dataset),
-        batch_sampler=[list(store.indices(chunk)) for chunk in chunks],
-        num_workers=num_workers,
-        pin_memory=world.device.type == "cuda",
-        worker_init_fn=ignore_stop_signals,
-    )
     guard = DataGuard(dataset, lambda line: tqdm.write(line, file=sys.stderr))
     total = sum(len(store.indices(chunk)) for chunk in chunks)
-    with tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress, written_behind() as write:
-        for chunk, (images, labels, read) in zip(chunks, loader):
+    batches = [list(store.indices(chunk)) for chunk in chunks]
+    with (
+        tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress,
+        read_ahead(dataset, batches, num_workers, world.device) as loaded,
+        written_behind() as write,
+    ):
+        for chunk, (images, labels, read) in zip(chunks, loaded):
             guard.check(store.indices(chunk), read)
             moments = encode(autoencoder, images.to(world.device, non_blocking=True), variants).cpu()
             finite = moments.isfinite().flatten(1).all(1)

@@ -4,7 +4,8 @@ import torch.nn as nn
 
 
 class Objective(nn.Module):
-    """A model and its loss. Whatever modules an objective holds are trained, saved by their names and loaded again.
+    """A model and its loss. Whatever modules an objective holds are trained, saved by their names and loaded again; one
+    whose parameters need no gradient, such as another model's encoder, is neither trained nor saved.
 
     Called with latents x1 (N, C, h, w), class ids y (N,) and the step's Draws, it returns losses by name, each (N,): the
     mean of "loss" is what is minimised; the others are logged beside it, in log.txt, metrics.csv, W&B and the plot.
@@ -13,6 +14,10 @@ class Objective(nn.Module):
     def __init__(self, model, transport):
         super().__init__()
         self.model, self.transport = model, transport
+
+    def states(self):
+        """{name: module} of what a checkpoint holds: the modules with something to train."""
+        return {name: part for name, part in self.named_children() if any(p.requires_grad for p in part.parameters())}
 
     def forward(self, x1, y, draws):
         model_kwargs = dict(y=y, force_drop_ids=draws.drop < self.model.class_dropout_prob)

@@ -5,13 +5,13 @@ import contextlib
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.utils.data import DataLoader
 
 from common.checkpoint import load_weights, weights_of
-from common.signals import Stop, ignore_stop_signals
+from common.signals import Stop
 from data.images import to_latents
+from data.loader import read_ahead
 from data.order import StepSampler
-from data.tolerant import DataGuard, Tolerant
+from data.tolerant import DataGuard
 
 from .draws import draw_step
 from .ema import Averages
@@ -36,10 +36,9 @@ class Trainer:
         self.optimizer = make_optimizer(self.objective, run.flags)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
-        self.states = {**dict(self.objective.named_children()), **self.averages.models, "opt": self.optimizer}
+        self.states = {**self.objective.states(), **self.averages.models, "opt": self.optimizer}
         if run.content:
             self._continue(monitor.log)
-        self.start_step = self.step
         self.numbers = NumberGuard(self.optimizer, run.flags.skip_nonfinite, run.device)
         self.images = DataGuard(run.dataset, monitor.warn)
 
@@ -67,8 +66,9 @@ class Trainer:
         self.step = step_of(content) if "opt" in content else 0
         self.run.content = None  # its memory
 
-    def open(self):
-        """Compile, wrap and connect what the steps need; the loader's processes live as long as the run."""
+    @contextlib.contextmanager
+    def reading(self):
+        """Compile, wrap and connect what the steps need; the loader's processes live as long as the block."""
         run, flags = self.run, self.run.flags
         if flags.compile:
             self.objective.model.compile()
@@ -78,20 +78,12 @@ class Trainer:
                 torch._dynamo.config.optimize_ddp = False
             device_ids = [run.device.index] if run.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.objective, device_ids=device_ids, gradient_as_bucket_view=True)
-        ends = (self.step, run.total_steps)
-        share = (run.world.rank, run.world.size)
+        ends, share = (self.step, run.total_steps), (run.world.rank, run.world.size)
         self.order = StepSampler(len(run.dataset), flags.global_batch_size, flags.global_seed, *ends, *share)
-        loader = DataLoader(  # of a single endless epoch
-            Tolerant(run.dataset),
-            batch_sampler=self.order,
-            num_workers=flags.num_workers,
-            pin_memory=run.device.type == "cuda",
-            worker_init_fn=ignore_stop_signals,
-            prefetch_factor=4 if flags.num_workers else None,
-        )
         self.mirrors = run.dataset.mirrors and not flags.no_flip
         self.objective.train()
-        self.batches = iter(loader)
+        with read_ahead(run.dataset, self.order, flags.num_workers, run.device) as self.batches:  # of one endless epoch
+            yield
 
     def signal(self):
         """The signal that any process has received, or 0."""

@@ -94,6 +94,7 @@ class WithHead(Objective):
     def __init__(self, model, transport):
         super().__init__(model, transport)
         self.head = nn.Linear(model.pos_embed.shape[2], 1)
+        self.teacher = nn.Linear(3, 3).requires_grad_(False)  # neither trained nor saved
         model.blocks[-1].register_forward_hook(lambda block, inputs, tokens: setattr(self, "tokens", tokens))
 
     def forward(self, x1, y, draws):
@@ -117,7 +118,11 @@ def test_what_an_objective_holds_is_trained_saved_logged_and_resumed(with_head, 
     assert result.code == 0, result.err
     assert "Head Loss: " in result.out
     whole = load_checkpoint(last(tmp_path / "a"))
-    assert whole["head"].keys() == {"weight", "bias"} and len(whole["opt"]["state"]) == len(whole["model"]) - 1 + 2
+    assert (
+        "teacher" not in whole
+        and whole["head"].keys() == {"weight", "bias"}
+        and len(whole["opt"]["state"]) == len(whole["model"]) - 1 + 2
+    )
     with open(last(tmp_path / "a").parents[1] / "metrics.csv") as rows:
         columns = [float(row["head_loss"]) for row in csv.DictReader(rows)]
     assert len(columns) == 6 and len(set(columns)) == 6 and min(columns) > 0
