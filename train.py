@@ -9,6 +9,8 @@ takes its share: the number of processes changes nothing but rounding, and conti
 What is trained, and by which losses, is in training/objective.py; a step of it in training/trainer.py.
 """
 
+from importlib.util import find_spec
+
 from common.errors import UsageError, UserError
 from train_utils import (
     Listed,
@@ -106,6 +108,8 @@ def check_flags(args):
         check_given(args, ("eval_ref", "eval_samples", "inception_weights"), " goes with --eval-every")
     if args.eval_every and not args.eval_ref:
         raise UsageError("--eval-every needs a reference: give --eval-ref")
+    if args.wandb and find_spec("wandb") is None:
+        raise UserError("--wandb: the package is not installed; pip install wandb, or leave the flag out")
     if isinstance(args.ema_decay, list) and len(set(args.ema_decay)) < len(args.ema_decay):
         raise UsageError(f"--ema-decay {args.ema_decay}: give each decay once")
 

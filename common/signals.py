@@ -4,9 +4,9 @@ import signal
 
 
 class Stop:
-    """Ends a run at the next step on SIGINT, SIGTERM or SIGUSR1; a second SIGINT ends it at once."""
+    """Ends a run at the next step on SIGINT, SIGTERM, SIGHUP or SIGUSR1; a second SIGINT ends it at once."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self):
         self.received = 0

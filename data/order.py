@@ -26,13 +26,14 @@ class StepSampler(Sampler):
     def _order(self, epoch):
         return torch.randperm(self.length, generator=generator("cpu", self.seed, "order", epoch))
 
-    def _index(self, position):
-        epoch, offset = divmod(position, self.length)
-        return int(self.order(epoch)[offset])
-
     def indices_of(self, step):
         """This process's images at a step, counted from 1 as the log counts."""
-        return [self._index((step - 1) * self.batch + i) for i in self.own]
+        position, last, found = (step - 1) * self.batch + self.own.start, (step - 1) * self.batch + self.own.stop, []
+        while position < last:
+            epoch, offset = divmod(position, self.length)
+            found += self.order(epoch)[offset : offset + last - position].tolist()
+            position = (step - 1) * self.batch + self.own.start + len(found)
+        return found
 
     def __iter__(self):
         for done in self.steps:

@@ -16,7 +16,7 @@ from data.autoencoder import to_uint8
 from data.images import to_pixels
 from download import PUBLISHED, locate
 from models import SiT
-from transport import Sampler, Transport
+from transport import Sampler, SolverError, Transport
 
 from .guidance import GuidedNetwork, compile_network
 from .likelihood import log_likelihood
@@ -145,7 +145,10 @@ class Pipeline:
         more = dict(trajectory=trajectory, on_step=on_step) | ({"reverse": True} if reverse else {})
         with as_usage_error():
             sample = solver.sampling(Sampler(self.transport), streams.randn_like, edges=guidance.edges, **more)
-        states = sample(z, network, y=y)
+        try:
+            states = sample(z, network, y=y)
+        except SolverError as error:
+            raise SolverError(f"--ckpt {self.path}: {error}") from error
         self.calls += network.calls
         if not bool(states[-1].isfinite().all()):
             raise UserError(f"--ckpt {self.path}: its samples are not finite numbers; its weights may be damaged or untrained")

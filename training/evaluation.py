@@ -11,6 +11,7 @@ from inference import ODE
 from metrics.features import extract_features, gather_features, load_inception, shared_features
 from metrics.reference import measure_reference, open_reference
 from metrics.scores import NEIGHBOURS, evaluate
+from transport import SolverError
 
 CHUNK = 32  # samples at once
 
@@ -39,8 +40,23 @@ class Evaluation:
             set_precision(self.run.precision, self.run.device)
 
     @torch.no_grad()
-    def measure(self, ema):
-        """All metrics by name, on the main process; None elsewhere. Every process draws and measures its share."""
+    def measure(self, ema, warn):
+        """All metrics by name, on the main process; None elsewhere, and where samples could not be drawn, of which warn
+        tells. Every process draws and measures its share."""
+        world = self.run.world
+        try:
+            images, failure = self._draw(ema), None
+        except (SolverError, UserError) as error:  # of a network that has not learnt much yet: no reason to end the run
+            images, failure = None, f"[rank {world.rank}] {error}"
+        if failures := [each for each in world.gather(failure) if each]:
+            warn(failures[0])
+            return None
+        with self._full_precision():
+            features = gather_features(extract_features(images, self.inception), world)
+            return evaluate(features, self.reference, self.run.device) if world.is_main else None
+
+    def _draw(self, ema):
+        """This process's share of the samples, uint8 (n, H, W, 3)."""
         run, count, images = self.run, self.run.flags.eval_samples, []
         pipe, world = run.pipeline(ema), run.world
         own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
@@ -49,6 +65,4 @@ class Evaluation:
             labels = [i % run.flags.num_classes for i in indices]
             latents = pipe.draw(labels, seed=run.flags.global_seed, indices=indices, solver=ODE())[-1]
             images.append(pipe.to_images(latents).cpu())
-        with self._full_precision():
-            features = gather_features(extract_features(torch.cat(images), self.inception), world)
-            return evaluate(features, self.reference, run.device) if world.is_main else None
+        return torch.cat(images)

@@ -82,7 +82,7 @@ class Monitor:
                 self.log(f"Continuing from {run.path}, step {step:,}")
             self.folder.write_flags(flags, run.total_steps)
             self.folder.rewind(step)
-            self.wandb = self.folder.start_wandb(flags) if flags.wandb else None
+            self.wandb = self.folder.start_wandb(flags) if flags.wandb and not trainer.is_complete else None
             self.progress = tqdm(total=run.total_steps, initial=step, disable=None, unit="step")
         if flags.eval_every:  # a missing file is told at the start and not after hours
             self.evaluation = Evaluation(run)
@@ -132,7 +132,11 @@ class Monitor:
     def save(self, trainer):
         """Write a checkpoint; a failure is logged, leaves the older ones, and returns False. Every process must call it."""
         trainer.check(self.log)
-        return self.world.broadcast(self._write(trainer.step, trainer.content()) if self.world.is_main else None)
+        saved = self.world.broadcast(self._write(trainer.step, trainer.content()) if self.world.is_main else None)
+        if saved and self.world.is_main:  # which the others need not wait for
+            self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
+            self.attempt("loss.png", self.folder.plot_loss_rarely)
+        return saved
 
     def _write(self, step, content):
         path = self.folder.checkpoint_path(step)
@@ -142,8 +146,6 @@ class Monitor:
             self.log(f"ERROR: could not write {path}: {str(error).splitlines()[0]}; the older checkpoints are untouched")
             return False
         self.log(f"Saved {path}")
-        self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
-        self.attempt("loss.png", self.folder.plot_loss_rarely)
         return True
 
     def draw_samples(self, ema, step):
@@ -169,8 +171,8 @@ class Monitor:
 
     def evaluate(self, ema, step):
         """FID and the rest of EMA samples, by the functions of evaluate.py. Every process draws and measures its share."""
-        started, values = time.time(), self.evaluation.measure(ema)
-        if not self.world.is_main:
+        started, values = time.time(), self.evaluation.measure(ema, lambda line: self.log(f"WARNING: no evaluation: {line}"))
+        if values is None:
             return
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)
         count = self.flags.eval_samples

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 NO_LOSSES = ("step", "grad_norm", "lr", "images_per_second", "share_of_peak")  # columns of metrics.csv
+POINTS = 2000  # of a curve, which has no room for more
 COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
@@ -31,11 +32,11 @@ def save_plot(path, title, rows, evaluations):
     axes, names = panels[0, 0], [name for name in rows[0] if name not in NO_LOSSES]
     for name, colour in zip(names, COLOURS):
         steps, losses = column(rows, "step", name)
-        window = len(losses) // 20
+        window, some = len(losses) // 20, slice(None, None, max(1, len(losses) // POINTS))
         label = "mean since last log" if len(names) == 1 else name.replace("_", " ")
-        axes.plot(steps, losses, color=colour, alpha=0.35 if window > 1 else 1, linewidth=1, label=label)
+        axes.plot(steps[some], losses[some], color=colour, alpha=0.35 if window > 1 else 1, linewidth=1, label=label)
         if window > 1:
-            axes.plot(steps, running_mean(losses, window), color=colour, label=f"running mean of {window + 1}")
+            axes.plot(steps[some], running_mean(losses, window)[some], color=colour, label=f"running mean of {window + 1}")
     axes.set(xlabel="step", ylabel="training loss", title=title)
     axes.legend(frameon=False)
     if fids:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import sys
 import time
 from datetime import datetime
@@ -29,6 +30,11 @@ class TqdmHandler(logging.Handler):
     def emit(self, record):
         tqdm.write(self.format(record), file=sys.stdout)
         sys.stdout.flush()
+
+
+def _step(path):
+    """By number: as text, step 10,000,000 would come before step 9,999,999."""
+    return int(path.stem) if path.stem.isdigit() else -1
 
 
 class RunFolder:
@@ -65,13 +71,16 @@ class RunFolder:
         except (OSError, ValueError):
             return None
 
+    def saved(self):
+        """{step: checkpoint} in the order of their steps; files of other names are not ours."""
+        return {int(path.stem): path for path in sorted(self.checkpoints.glob("*.pt"), key=_step) if path.stem.isdigit()}
+
     def is_finished(self):
-        steps = [int(path.stem) for path in self.checkpoints.glob("*.pt")]
-        return max(steps, default=-1) >= self.flags()[END]
+        return max(self.saved(), default=-1) >= self.flags()[END]
 
     def newest_checkpoint(self, warn):
         """(path, content) of the newest whole checkpoint, or (None, None); each damaged one is named and passed over."""
-        for path in sorted(self.checkpoints.glob("*.pt"), reverse=True):
+        for path in reversed(self.saved().values()):
             try:
                 return path, load_checkpoint(path)
             except UserError as error:
@@ -83,8 +92,8 @@ class RunFolder:
         """Remove all checkpoints but the last keep_last and those at multiples of keep_every; None keeps all."""
         if keep_last is None:
             return
-        for path in sorted(self.checkpoints.glob("*.pt"))[:-keep_last]:
-            if not keep_every or int(path.stem) % keep_every:
+        for step, path in list(self.saved().items())[:-keep_last]:
+            if not keep_every or step % keep_every:
                 path.unlink(missing_ok=True)
 
     def rewind(self, step):
@@ -129,11 +138,20 @@ class RunFolder:
                 project=os.environ.get("PROJECT", "SiT"),
                 name=self.path.name,
                 dir=self.path,
+                id=self._wandb_id(),
+                resume="allow",
                 config={key: value for key, value in vars(flags).items() if key not in ("given", "identity")},
             )
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split())
             raise UserError(f"--wandb: {reason}; set WANDB_KEY, or WANDB_MODE=offline to log without network") from error
+
+    def _wandb_id(self):
+        """The W&B run of this folder, the same each time it is resumed."""
+        file = self.path / "wandb-id.txt"
+        if not file.exists():
+            write_atomically(file, lambda out: out.write(f"{secrets.token_hex(4)}\n"), "w")
+        return file.read_text().strip()
 
     def checkpoint_path(self, step):
         return self.checkpoints / f"{step:07d}.pt"

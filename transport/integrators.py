@@ -41,7 +41,11 @@ def integrate_ode(
         between = grid[(grid > ends.min()) & (grid < ends.max())] if trajectory else grid[:0]
         times = torch.cat([ends[:1], between, ends[1:]])
         low, high = bounds(a, b, inner, like)
-        inside = lambda t, y, low=low, high=high: drift(t.clamp(low, high), y)  # noqa: E731
+
+        def inside(t, y, low=low, high=high):
+            inside.latest = drift(t.clamp(low, high), y)
+            return inside.latest
+
         solution = _torchdiffeq(inside, state, times, method, None if trajectory else grid, on_step, **tolerances)
         asked_for = bool((grid == ends[1]).any())  # an edge need not be one of the grid's times
         states += solution[1:] if asked_for else solution[1:-1]
@@ -59,16 +63,21 @@ def _torchdiffeq(drift, state, times, method, grid, on_step, atol, rtol):
         options["step_t"] = times[-1:]
     if method != "scipy_solver":
         setattr(drift, "callback_step" if fixed else "callback_accept_step", lambda t, y, dt: on_step())
-    name = "heun2" if method == "heun" else method
-    failure = f"{method} failed between t = {times[0]:g} and t = {times[-1]:g}; try another solver or looser tolerances"
+    name, reason = "heun2" if method == "heun" else method, None
     try:
         solution = odeint(drift, state, times, method=name, atol=atol, rtol=rtol, options=options)
+        states = list(zip(*solution)) if isinstance(state, tuple) else list(solution)
     except AssertionError as error:  # how torchdiffeq says that its step shrank to nothing
-        raise SolverError(f"{failure} ({str(error).splitlines()[0][:80]})") from error
-    states = list(zip(*solution)) if isinstance(state, tuple) else list(solution)
+        states, reason = [], error
     if len(states) != len(times):
-        raise SolverError(failure)
+        bad = not all(part.isfinite().all() for part in _parts(drift.latest))
+        mend = "the network's output is not a finite number" if bad else "try another solver or looser tolerances"
+        raise SolverError(f"{method} failed between t = {times[0]:g} and t = {times[-1]:g}; {mend}") from reason
     return states
+
+
+def _parts(state):
+    return state if isinstance(state, tuple) else (state,)
 
 
 def _step_by_step(solver, drift, state, grid, plan, trajectory, on_step):

@@ -1,9 +1,11 @@
 import csv
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from cli import DIGITS, call, launch, one_line
+from cli import DIGITS, ENV, ROOT, call, launch, one_line
 from metrics.features import extract_features, load_inception
 from metrics.reference import measure_reference, open_reference
 from metrics.scores import evaluate
@@ -55,3 +57,38 @@ def test_missing_weights_are_told_at_the_start(reference, tmp_path, capsys):
     flags = ["--eval-every", 2]
     one_line(call(capsys, "train", *SMALL, *flags, "--results-dir", tmp_path / "r"), 2, "--eval-ref")
     one_line(call(capsys, "train", *SMALL, "--eval-ref", reference, "--results-dir", tmp_path / "r"), 2, "--eval-every")
+
+
+def test_samples_that_cannot_be_drawn_are_a_warning_on_all_processes(reference, inception_weights, tmp_path):
+    """One rank fails alone; both pass over the evaluation, and the run goes on."""
+    file = tmp_path / "broken_train.py"
+    file.write_text(BROKEN.format(root=str(ROOT)))
+    flags = ["--eval-every", 1, "--eval-samples", 6, "--eval-ref", reference, "--inception-weights", inception_weights]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", file]
+    argv = map(str, [*launcher, *SMALL, *flags, "--results-dir", tmp_path / "r"])
+    done = subprocess.run(list(argv), capture_output=True, text=True, env=ENV, timeout=200)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "r").iterdir()
+    log = (run / "log.txt").read_text()
+    assert log.count("WARNING: no evaluation: [rank 1] dopri5 failed") == 2 and "Done at step 2" in log
+    assert not (run / "evaluations.csv").exists()
+
+
+BROKEN = """
+import os, sys
+sys.path.insert(0, {root!r})
+import train, inference.pipeline
+from train_utils import run
+from transport import SolverError
+
+draw = inference.pipeline.Pipeline.draw
+
+def fails_on_rank_1(*args, **kwargs):
+    if os.environ["RANK"] == "1":
+        raise SolverError("dopri5 failed")
+    return draw(*args, **kwargs)
+
+inference.pipeline.Pipeline.draw = fails_on_rank_1
+arguments = train.make_parser().parse_args()
+run(lambda: train.main(arguments), "train.py")
+"""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gaussian import PATHS, PREDICTIONS, Gaussian, Recorder
-from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler, create_transport
+from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, Sampler, SolverError, create_transport
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun", "scipy_solver")
 # Network calls of one step of each fixed solver but the Adams ones, which start with Runge-Kutta steps.
@@ -417,3 +417,9 @@ def test_a_solver_of_ones_own_keeps_the_rules_of_the_others(own, reverse):
     assert min(network.times) >= 1e-3 and max(network.times) <= 1 - 1e-3 + 1e-7
     plain = ode("Linear", "noise", sampling_method="ab2", num_steps=11, reverse=reverse)(z, network)
     assert len(plain) == 1 and torch.equal(plain[0], states[-1])
+
+
+def test_a_network_that_gives_no_numbers_is_named_and_no_looser_tolerances():
+    with pytest.raises(SolverError, match="output is not a finite number") as caught:
+        ode("Linear")(torch.randn(4, 2), lambda x, t: x * float("nan"))
+    assert "looser" not in str(caught.value)
