@@ -12,16 +12,18 @@ import math
 from functools import lru_cache
 
 import torch
+import torch.nn as nn
 from diffusers import AutoencoderKL
+from timm.models.vision_transformer import Attention, Mlp
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.sizes import height_width
-from models import SiT_models, model_config
+from models import SiT_models, SiTBlock, model_config
 
 STATES = 5  # weights, gradients, Adam's two moments, EMA
 # What the blocks of models.py are made of: of others it is not known what they keep for the backward pass.
-KNOWN_MODULES = {"ModuleList", "SiTBlock", "LayerNorm", "Attention", "Mlp", "Sequential", "Linear"}
-KNOWN_MODULES |= {"GELU", "SiLU", "Dropout", "Identity"}
+KNOWN_MODULES = {SiTBlock, Attention, Mlp, nn.ModuleList, nn.LayerNorm, nn.Sequential, nn.Linear}
+KNOWN_MODULES |= {nn.GELU, nn.SiLU, nn.Dropout, nn.Identity}
 IMAGENET = 1_281_167  # training images
 PEAKS = {  # FLOP/s of dense matrix products, from NVIDIA's data sheets (SXM)
     "A100": {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12},
@@ -71,7 +73,7 @@ def activation_bytes(network, precision="bf16", checkpointing=False):
     values, the input of GELU and both gated outputs (8 + 2 mlp_ratio numbers). With checkpointing it keeps its input
     alone, and one block at a time is there in full.
     """
-    if not {type(module).__name__ for module in network.blocks.modules()} <= KNOWN_MODULES:
+    if not {type(module) for module in network.blocks.modules()} <= KNOWN_MODULES:
         return math.nan
     (_, tokens, width), depth = network.pos_embed.shape, len(network.blocks)
     mlp = network.blocks[0].mlp.fc1.out_features

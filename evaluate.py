@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 
 from common.errors import UsageError, UserError
-from train_utils import Parser, flags_of, positive_int, run
+from common.flags import flags_of
+from common.precision import PRECISIONS
+from train_utils import Parser, positive_int, run
 
 
 def make_parser():
@@ -22,9 +24,7 @@ def make_parser():
     parser.add_argument("--ref", required=True, help="the same, or a .npz with mu, sigma, mu_s, sigma_s")
     parser.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception (its own download)")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images at once, in each process")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="of the Inception; published FIDs are fp32"
-    )
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the Inception; published FIDs are fp32")
     parser.add_argument("--save-stats", metavar="FILE.npz", help="also save the measured reference, for a later --ref")
     parser.add_argument("--out", metavar="FILE.json", help="results and settings (SAMPLES.eval.json beside the samples)")
     return parser

@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 
 from common.errors import UsageError
+from common.flags import flags_of
 from inference.presets import PRESETS, settings_of
 from sample_utils import check_likelihood_args, guidance_from, parse_modes, pipeline_from, solver_from
-from train_utils import Listed, Parser, check_given, flags_of, free, positive_int, run
+from train_utils import Listed, Parser, check_given, free, positive_int, run
 
 
 def make_parser():
@@ -125,8 +126,13 @@ def main(args):
 
     world = distributed.setup(timeout_hours=24)  # a slow process may end long after the others
     precision = set_precision(args.precision, world.device, args.tf32)
-    pipe = world.main_first(lambda: pipeline_from(args, world.device, precision))
-    settings = dict(solver=solver, guidance=guidance_from(args, pipe, precision))
+
+    def load():
+        pipe = pipeline_from(args, world.device, precision)
+        return pipe, guidance_from(args, pipe, precision)
+
+    pipe, guidance = world.main_first(load)
+    settings = dict(solver=solver, guidance=guidance)
     pipe.network(settings["guidance"])  # it can be guided so
     work, total, data = make_work(args, pipe, settings, expected_fid, scores)
     name, identity = world.broadcast(describe(args, pipe, settings["guidance"], precision, data) if world.is_main else None)

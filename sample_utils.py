@@ -138,7 +138,8 @@ def guidance_from(args, pipeline, precision):
     if args.guidance_ckpt or args.guidance_weights:
         from inference import Pipeline
 
-        more = dict(vae=pipeline.autoencoder.name, device=pipeline.device, precision=precision, compile=args.compile)
+        more = dict(vae=pipeline.autoencoder, device=pipeline.device, precision=precision, compile=args.compile)
+        more["default_transport"] = pipeline.transport.settings
         weak = Pipeline.load(args.guidance_ckpt or pipeline.path, weights=args.guidance_weights or "ema", **more)
     elif pipeline.recipe.null_class is None and "cfg_scale" not in args.given:
         scale = 1.0

@@ -13,7 +13,9 @@ import sys
 from dataclasses import fields
 
 from common.errors import UsageError, UserError
+from common.precision import PRECISIONS
 from common.sizes import canonical
+from inference.settings import DEQUANTIZE
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, SolverError, TransportSettings
 
 MODELS = "SiT-{XL,L,B,S,T}/{2,4,8}"
@@ -66,11 +68,6 @@ def free(action):
     return action
 
 
-def flags_of(args):
-    """{name: value} of the flags alone, as files record them."""
-    return {key: value for key, value in vars(args).items() if key not in ("given", "identity")}
-
-
 def check_given(args, names, message):
     """Raises UsageError for the first of these flags that was typed: "--flag" and the message."""
     for name in sorted(set(names) & args.given):
@@ -88,7 +85,10 @@ class Listed(argparse.Action):
         super().__init__(*args, nargs="+", type=several, **kwargs)
 
     def __call__(self, parser, namespace, values, option_string=None):
-        setattr(namespace, self.dest, [value for some in values for value in some])
+        values = [value for some in values for value in some]
+        if not values:
+            raise argparse.ArgumentError(self, "expected at least one value")
+        setattr(namespace, self.dest, values)
 
 
 def number(kind, check, wanted):
@@ -174,7 +174,7 @@ def parse_likelihood_args(parser, num_images):
     group.add_argument(
         "--dequantize",
         default="none",
-        choices=["none", "uniform"],
+        choices=DEQUANTIZE,
         help="pixel space: uniform noise within each of the 256 levels, which bounds the likelihood of the discrete image",
     )
 
@@ -182,7 +182,7 @@ def parse_likelihood_args(parser, num_images):
 def parse_precision_args(parser):
     return parser.add_argument(
         "--precision",
-        choices=["fp32", "tf32", "bf16"],
+        choices=PRECISIONS,
         help="arithmetic of the network (tf32 on a GPU, fp32 on a CPU); solver states are float32 in each",
     )
 
@@ -193,7 +193,7 @@ def parse_vae_arg(group, default):
 
 def parse_data_args(group, classes):
     """Flags of what a model is made for, in training and sampling alike."""
-    group.add_argument("--model", default="SiT-XL/2", metavar=MODELS, help="backbone")
+    group.add_argument("--model", default="SiT-XL/2", metavar=MODELS, help="backbone, or another name in models.py")
     group.add_argument("--image-size", type=image_size, default=256, metavar="N|HxW", help="pixels a side, or height x width")
     group.add_argument("--num-classes", type=positive_int, default=1000, help=classes)
 

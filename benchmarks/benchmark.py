@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import BF16, COMPILED, FAST, FROZEN, PLAIN, TF32, Setting, Stopwatch, compiled
 
 from common.errors import UsageError
+from common.flags import flags_of
 from common.machine import PeakMemory
 from common.streams import SampleStreams
 from costs import SD_AUTOENCODER, autoencoder_flops, forward_flops, on_paper, step_flops
@@ -41,7 +42,7 @@ from data.images import load_image, to_latents
 from inference import Guidance
 from inference.guidance import GuidedNetwork, compile_network
 from models import SIT_CONFIGS, SiT_models
-from train_utils import Parser, flags_of, positive_int, run
+from train_utils import Parser, positive_int, run
 from training.ema import update_ema
 from transport import Sampler, create_transport
 

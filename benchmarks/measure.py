@@ -70,7 +70,7 @@ class Stopwatch:
         sizes = [512] if quick else [2048, 4096, 8192] if device.type == "cuda" else [1024, 2048, 3072, 4096]
         for precision in ("fp32", "tf32", "bf16") if device.type == "cuda" else ("fp32", "bf16"):
             set_precision(precision, device)
-            self.content["peaks"][precision] = peak = matrix_peak(device, precision, sizes, turns=8)
+            self.content["peaks"][precision] = peak = matrix_peak(device, precision, sizes, turns=8, seconds=60)
             self._print(f"matrix peak {precision}: {peak / 1e12:.3f} TFLOP/s")
         self._print("\n" + COLUMNS.format("work", "setting", "seconds", "images/s", "of peak", "memory, MB", "ratio"))
         self._print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")

@@ -1,7 +1,5 @@
 """The arithmetic of the network: fp32, tf32 or bf16."""
 
-import torch
-
 from .errors import UsageError
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -13,6 +11,8 @@ def set_precision(precision, device, tf32=True):
     precision: None takes TF32 on a GPU (unless tf32 is False) and float32 on a CPU. Raises UsageError for tf32 without a
     GPU, and for a word that is none of PRECISIONS.
     """
+    import torch  # the words above are there without it
+
     cuda = device.type == "cuda"
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"--precision {precision}: choose from {', '.join(PRECISIONS)}")

@@ -20,11 +20,19 @@ class Recipe:
 
     model: str  # name in SiT_models, or SiT for another shape
     model_args: dict  # SiT's constructor, complete
-    image_size: int  # pixels a side, or a text "HEIGHTxWIDTH"
+    image_size: int  # pixels a side, or a text "HEIGHTxWIDTH"; None if the file does not say
     vae: str = None  # --vae at training; None if the file does not say
     vae_hash: str = None  # of the autoencoder's config
     transport: TransportSettings = None  # None if the file does not say
     classes: list = field(default_factory=list)  # names, by class id
+
+    @property
+    def path_type(self):
+        return self.transport and self.transport.path_type
+
+    @property
+    def prediction(self):
+        return self.transport and self.transport.prediction
 
     @property
     def num_classes(self):
@@ -87,13 +95,28 @@ def _model_of(state, path, model, num_heads):
         found = names[0] if names else f"a model of depth {depth}, width {hidden}, patch {patch}"
         raise UsageError(f"--model {model} contradicts {path}, which holds {found}")
     if names:
-        return names[0], SIT_CONFIGS[names[0]] | ({"num_heads": num_heads} if num_heads else {})
+        return model or names[0], SIT_CONFIGS[names[0]] | ({"num_heads": num_heads} if num_heads else {})
     if not num_heads:
         raise UserError(
             f"--ckpt {path}: no SiT configuration has depth {depth}, width {hidden} and patch {patch}, and its number of "
             "heads cannot be seen; the library takes num_heads"
         )
     return "SiT", shape | {"num_heads": num_heads}
+
+
+def _sizes(tokens, patch, image_size, path):
+    """(input size, image size) of so many tokens: the image's sides, where they are known, are to the latents' as one
+    number; where they are not, latents are square, and None is the image's."""
+    side, area = math.isqrt(tokens) * patch, tokens * patch**2
+    if image_size is None:
+        if side**2 != area:
+            raise UserError(f"--ckpt {path}: its {tokens} tokens make no square; give --image-size HEIGHTxWIDTH")
+        return side, None
+    height, width = height_width(image_size)
+    factor = max(1, math.isqrt(height * width // area))
+    if (height // factor) * (width // factor) == area:
+        return (height // factor if height == width else (height // factor, width // factor)), image_size
+    return side, image_size  # which do not go together, as whoever knows the autoencoder will say
 
 
 def recipe_of(content, state, path="file", model=None, num_heads=None, image_size=None):
@@ -105,15 +128,8 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
         return Recipe.from_dict(content["recipe"], path)
     name, config = _model_of(state, path, model, num_heads)
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
-    tokens, flags = state["pos_embed"].shape[1], _flags_of(content)
-    side = math.isqrt(tokens) * patch
-    image_size = image_size or flags.get("image_size", side * 8)
-    if side**2 == tokens * patch**2:
-        input_size = side
-    else:  # the image's sides are to the latents' as one number
-        height, width = height_width(image_size)
-        factor = math.isqrt(height * width // (tokens * patch**2)) or 1
-        input_size = height // factor, width // factor
+    flags = _flags_of(content)
+    input_size, image_size = _sizes(state["pos_embed"].shape[1], patch, flags.get("image_size", image_size), path)
     model_args = {
         **config,
         "input_size": input_size,
@@ -125,5 +141,8 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
         "learn_sigma": state["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
     }
     said = {key: flags[key] for key in TRANSPORT if key in flags}
-    transport = TransportSettings(**said) if said.get("path_type") else None
+    try:
+        transport = TransportSettings(**said) if said.get("path_type") else None
+    except ValueError as error:
+        raise UserError(f"--ckpt {path}: its args make no sense here ({error})") from error
     return Recipe(name, model_args, image_size, vae=flags.get("vae"), transport=transport)

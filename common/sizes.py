@@ -26,6 +26,11 @@ def canonical(size):
     return height if height == width else f"{height}x{width}"
 
 
+def image_size_of(input_size, autoencoder):
+    """The size of images whose latents have that size."""
+    return canonical(tuple(side * autoencoder.factor for side in height_width(input_size)))
+
+
 def latent_shape(image_size, autoencoder, patch_size):
     """(channels, height, width) of an image's latents. Raises UsageError where the size does not divide."""
     multiple = autoencoder.factor * patch_size

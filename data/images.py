@@ -1,6 +1,7 @@
 """Images for training and encoding: what a data set is, folders, and the handwritten digits that need no download."""
 
 import gzip
+from collections import Counter
 from importlib import resources
 from pathlib import Path
 
@@ -8,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS, ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from common.errors import UsageError, UserError
+from common.pixels import image_endings, is_image, scan, to_rgb
 from common.sizes import height_width
 
 DIGITS = "builtin:digits"
+SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
 class ImageData(Dataset):
@@ -26,6 +28,7 @@ class ImageData(Dataset):
 
     classes = ()  # names, by class id; empty: the images have no classes, and all ids are 0
     mirrors = True  # whether a mirrored image is one of the kind, as with photographs
+    note = None  # what a person should know of the data, in one line
     encoded = False  # whether items are the moments of a latent cache instead of images
 
     def check(self, image_size, autoencoder):
@@ -53,24 +56,33 @@ def load_image(path, size):
         with Image.open(path) as image:
             # In full, not by JPEG's draft mode, which would halve for free: Pillow's box filter rounds up on both axes,
             # so that draft's halves are darker by half a level each, and colours stored at half resolution differ more.
-            return pil_to_tensor(center_crop(image.convert("RGB"), size))
+            return pil_to_tensor(center_crop(to_rgb(image), size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"cannot read image {path}: {error}") from error
 
 
 class FolderDataset(ImageData):
-    """One sub-folder a class, in sorted order, as torchvision's ImageFolder finds them."""
+    """One sub-folder a class, in sorted order; a class's images by folder and name. Names that start with a dot are none."""
 
     def __init__(self, root, image_size):
-        root = Path(root)
+        root, self.image_size = Path(root), image_size
         if not root.is_dir():
             found = "it is a file" if root.exists() else "there is no such folder"
             raise UserError(f"--data-path {root}: {found}; give a folder with one sub-folder of images a class, or {DIGITS}")
-        try:
-            folder = ImageFolder(root, loader=str)
-        except FileNotFoundError as error:
-            raise UserError(f"--data-path {root}: {' '.join(str(error).split())}") from None
-        self.samples, self.classes, self.image_size = folder.samples, folder.classes, image_size
+        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        if self.classes and set(self.classes) <= SPLITS:
+            found = " and ".join(self.classes)
+            raise UserError(f"--data-path {root}: {found} are parts of a data set, not classes; give one of them")
+        self.samples, passed_over = [], Counter()
+        for label, name in enumerate(self.classes):
+            files, others = scan(root / name)
+            if not files:
+                raise UserError(f"--data-path {root}: no images in the class folder {name}{_listed(others)}")
+            self.samples += [(file, label) for file in files]
+            passed_over += others
+        if not self.samples:
+            raise UserError(f"--data-path {root}: no class folders of images in it")
+        self.note = f"passed over{_listed(passed_over)}" if passed_over else None
 
     def __len__(self):
         return len(self.samples)
@@ -87,13 +99,9 @@ class FlatFolder(ImageData):
     """Images of one folder, in sorted order, without labels (0)."""
 
     def __init__(self, root, image_size):
-        root = Path(root)
-        if not root.is_dir():
-            raise UserError(f"--data-path {root}: there is no such folder")
-        self.files = sorted(file for file in root.iterdir() if file.suffix.lower() in IMG_EXTENSIONS)
-        self.image_size = image_size
+        self.files, self.image_size = sorted(file for file in Path(root).iterdir() if is_image(file.name)), image_size
         if not self.files:
-            raise UserError(f"--data-path {root}: no images in it ({', '.join(IMG_EXTENSIONS)})")
+            raise UserError(f"--data-path {root}: no images in it ({' '.join(sorted(image_endings()))})")
 
     def __len__(self):
         return len(self.files)
@@ -103,6 +111,11 @@ class FlatFolder(ImageData):
 
     def __getitem__(self, index):
         return load_image(self.files[index], self.image_size), 0
+
+
+def _listed(others):
+    """Files that are no images, in words, by their endings."""
+    return ": " + ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5)) if others else ""
 
 
 def read_digits():

@@ -13,7 +13,7 @@ from .latent_cache import LatentCache, is_cache
 
 def is_flat(path):
     """Whether path is a folder of files without sub-folders."""
-    return Path(path).is_dir() and not any(entry.is_dir() for entry in Path(path).iterdir())
+    return Path(path).is_dir() and not any(e.is_dir() and not e.name.startswith(".") for e in Path(path).iterdir())
 
 
 # (whether a path is of this kind, the data set of a path and image size): the first that fits is taken. A new kind is a

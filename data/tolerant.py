@@ -25,7 +25,7 @@ class Tolerant(Dataset):
 
 
 class DataGuard:
-    """Warns once of each unreadable image, and stops when more than 1 % of the data are."""
+    """Warns once of each unreadable image, and stops when more than 1 % of the data, and more than three, are."""
 
     def __init__(self, dataset, warn):
         self.dataset, self.warn, self.bad = dataset, warn, set()
@@ -46,8 +46,8 @@ class DataGuard:
             self._stop_if_many(max(found))
 
     def _stop_if_many(self, index):
-        if len(self.bad) > 0.01 * len(self.dataset):
+        if len(self.bad) > max(3, 0.01 * len(self.dataset)):
             raise UserError(
-                f"{len(self.bad)} of {len(self.dataset)} images cannot be read, more than 1 %; "
+                f"{len(self.bad)} of {len(self.dataset)} images cannot be read, more than 1 % and more than 3; "
                 f"one is {self.dataset.name(index)}"
             )

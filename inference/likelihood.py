@@ -6,7 +6,7 @@ from common.errors import UsageError, as_usage_error
 from data.images import to_pixels
 from transport import Sampler
 
-DEQUANTIZE = ("none", "uniform")
+from .settings import DEQUANTIZE
 
 
 def log_likelihood(pipeline, images, labels, streams, solver, num_probes=1, exact_divergence=False, dequantize="none"):

@@ -2,6 +2,7 @@
 
 from common.errors import UsageError, as_usage_error
 from common.recipe import TRANSPORT
+from common.sizes import canonical
 from data.autoencoder import PUBLISHED as PUBLISHED_VAES
 from data.autoencoder import load_autoencoder
 from transport import Transport, TransportSettings
@@ -9,24 +10,41 @@ from transport import Transport, TransportSettings
 TOLD = ("model", "num_heads", "image_size", "num_classes", *TRANSPORT)  # what a file may not say
 
 
-def open_transport(told, recipe, path):
-    """The file's transport, or where it does not say, what is told. Raises UsageError where the two contradict."""
+def check_told(told):
+    """What is told, without what is left out, sizes in their one form. Raises UsageError for a word that is unknown."""
+    if unknown := told.keys() - set(TOLD):
+        raise UsageError(f"Pipeline.load knows no {', '.join(sorted(unknown))}; it takes {', '.join(TOLD)}")
+    told = {key: value for key, value in told.items() if value is not None or key == "loss_weight"}
+    if "image_size" in told:
+        with as_usage_error():
+            told["image_size"] = canonical(told["image_size"])
+    return told
+
+
+def open_transport(told, recipe, path, default=None):
+    """The file's transport, or where it does not say, what is told, or default. Raises UsageError where the file
+    contradicts what is told."""
     found = dict(model=recipe.model, image_size=recipe.image_size, num_classes=recipe.num_classes)
+    found["num_heads"] = recipe.model_args["num_heads"]
     settings = {key: told[key] for key in TRANSPORT if key in told}
     if recipe.transport is not None:
         found |= vars(recipe.transport)
         found["sample_eps"] = settings.get("sample_eps", recipe.transport.sample_eps)  # sampling's own to choose
         settings = {key: found[key] for key in TRANSPORT}
+    elif default is not None:
+        settings = vars(default) | settings
     for name, value in found.items():
-        if name in told and told[name] != value:
+        if name in told and value is not None and told[name] != value:
             raise UsageError(f"--{name.replace('_', '-')} {told[name]} contradicts {path}, which has {value}")
     with as_usage_error():
         return Transport(TransportSettings(**settings))
 
 
 def open_autoencoder(name, recipe, path):
-    """The autoencoder called name. One with other latents than the checkpoint's is an error; ema and mse share theirs."""
-    autoencoder = load_autoencoder(name)
+    """The autoencoder called name, or one that is loaded already. One with other latents than the checkpoint's is an error;
+    ema and mse share theirs."""
+    autoencoder = load_autoencoder(name) if isinstance(name, str) else name
+    name = autoencoder.name
     same_latents = recipe.vae in PUBLISHED_VAES and name in PUBLISHED_VAES
     if not same_latents and recipe.vae_hash not in (None, autoencoder.config_hash):
         raise UsageError(f"--vae {name} contradicts {path}, which was trained with another autoencoder, {recipe.vae}")

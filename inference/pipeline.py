@@ -1,16 +1,16 @@
 """Pipeline: a checkpoint that is ready to sample from."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from common.checkpoint import load_checkpoint, load_weights, weights_of
 from common.errors import UsageError, UserError, as_usage_error
 from common.precision import set_precision
 from common.recipe import Recipe, recipe_of
-from common.sizes import height_width, latent_shape
+from common.sizes import image_size_of, latent_shape
 from common.streams import SampleStreams
 from data.autoencoder import to_uint8
 from data.images import to_pixels
@@ -19,8 +19,9 @@ from models import SiT
 from transport import Sampler, SolverError, Transport
 
 from .guidance import GuidedNetwork, compile_network
+from .inputs import checked_images, checked_indices, checked_labels, checked_noise
 from .likelihood import log_likelihood
-from .loading import TOLD, check_decoding, open_autoencoder, open_transport
+from .loading import check_decoding, check_told, open_autoencoder, open_transport
 from .settings import ODE, Guidance
 
 KINDS = ("auto", "sit")
@@ -40,6 +41,7 @@ class Pipeline:
     transport: Transport
     autoencoder: object
     device: torch.device
+    precision: str
     compile: bool = False
     decoding: dict = field(default_factory=dict)  # LatentSpace.decode's batch_size and tiling
     calls: int = 0  # of the network, by all methods
@@ -58,30 +60,32 @@ class Pipeline:
         compile=False,
         decoding=None,
         default_vae="ema",
+        default_transport=None,
         **told,
     ):
         """The pipeline of a checkpoint of train.py, or of published or other bare weights.
 
         ckpt: a file, or the name of a published one (None: the paper's SiT-XL/2 at 256 px). weights: ema, or another
-        state of the file: ema-0.999, model. vae: ema, mse, none (pixels) or a diffusers folder (None: the checkpoint's,
-        or default_vae where it does not say). device: None is a GPU if there is one. precision: fp32, tf32 or bf16 (None:
-        tf32 on a GPU, else fp32). decoding: batch_size and tiling of the autoencoder. told: what a bare file cannot say,
-        any of TOLD; a contradiction of the file is an error.
+        state of the file: ema-0.999, model. vae: ema, mse, none (pixels), a diffusers folder or another pipeline's
+        autoencoder (None: the checkpoint's, or default_vae where it does not say). device: None is a GPU if there is
+        one. precision: fp32, tf32 or bf16 (None: tf32 on a GPU, else fp32). decoding: batch_size and tiling of the
+        autoencoder. told: what a bare file cannot say, any of TOLD; a contradiction of the file is an error.
+        default_transport: TransportSettings where neither says.
         """
         if kind not in KINDS:
             raise UsageError(f"--kind {kind}: choose from {', '.join(KINDS)}")
-        if unknown := told.keys() - set(TOLD):
-            raise UsageError(f"Pipeline.load knows no {', '.join(sorted(unknown))}; it takes {', '.join(TOLD)}")
+        told = check_told(told)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         precision = set_precision(precision, device)
-        told = {key: value for key, value in told.items() if value is not None or key == "loss_weight"}
         path = locate(ckpt or next(iter(PUBLISHED)))
         content = load_checkpoint(path)
         state = weights_of(content, path, None if weights == "ema" else weights)
         recipe = recipe_of(content, state, path, *(told.get(key) for key in ("model", "num_heads", "image_size")))
-        transport = open_transport(told, recipe, path)
+        transport = open_transport(told, recipe, path, default_transport)
         autoencoder = open_autoencoder(vae or recipe.vae or default_vae, recipe, path).to(device)
-        recipe = replace(recipe, transport=transport.settings, vae=autoencoder.name, vae_hash=autoencoder.config_hash)
+        names = dict(vae=autoencoder.name, vae_hash=autoencoder.config_hash)
+        size = recipe.image_size or image_size_of(recipe.model_args["input_size"], autoencoder)
+        recipe = replace(recipe, transport=transport.settings, image_size=size, **names)
         shape = latent_shape(recipe.image_size, autoencoder, recipe.model_args["patch_size"])
         if shape != recipe.latent_shape:
             found = f"{path} was trained on {recipe.latent_shape}"
@@ -89,7 +93,8 @@ class Pipeline:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model = load_weights(recipe.build(), state, path).to(device=device, dtype=dtype).eval().requires_grad_(False)
         model.t_embedder.float()  # as in training: bfloat16 cannot tell neighbouring times apart
-        return cls(path, recipe, model, transport, autoencoder, device, compile, check_decoding(decoding, autoencoder))
+        decoding = check_decoding(decoding, autoencoder)
+        return cls(path, recipe, model, transport, autoencoder, device, precision, compile, decoding)
 
     @property
     def latent_shape(self):
@@ -139,16 +144,19 @@ class Pipeline:
         the checkpoint where the result is not finite.
         """
         y = self._labels(labels)
-        streams = SampleStreams(seed, range(len(y)) if indices is None else indices)
+        streams = SampleStreams(seed, checked_indices(indices, len(y)))
         network = self.network(guidance)
-        z = streams.randn(self.latent_shape, self.device) if noise is None else noise.to(self.device)
+        z = streams.randn(self.latent_shape, self.device)
+        if noise is not None:
+            z = checked_noise(noise, len(y), self.latent_shape).to(self.device)
+        if reverse and not isinstance(solver, ODE):
+            raise UsageError("images become noise by the ODE: give an ODE as solver")
         more = dict(trajectory=trajectory, on_step=on_step) | ({"reverse": True} if reverse else {})
         with as_usage_error():
             sample = solver.sampling(Sampler(self.transport), streams.randn_like, edges=guidance.edges, **more)
-        try:
+        set_precision(self.precision, self.device)  # which another pipeline may have set since
+        with self._naming():
             states = sample(z, network, y=y)
-        except SolverError as error:
-            raise SolverError(f"--ckpt {self.path}: {error}") from error
         self.calls += network.calls
         if not bool(states[-1].isfinite().all()):
             raise UserError(f"--ckpt {self.path}: its samples are not finite numbers; its weights may be damaged or untrained")
@@ -161,7 +169,7 @@ class Pipeline:
 
     def to_latents(self, images):
         """uint8 images -> the mean latents that they are encoded as, on the device."""
-        mean, _ = self.autoencoder.moments(to_pixels(self._images(images).to(self.device)))
+        mean, _ = self.autoencoder.moments(to_pixels(checked_images(images, self.recipe).to(self.device)))
         return self.autoencoder.latents(mean, 0, 0)
 
     def decode(self, latents):
@@ -200,11 +208,12 @@ class Pipeline:
         guidance.refuse_density()
         if not isinstance(solver, ODE):
             raise UsageError("--likelihood is that of the ODE: give an ODE as solver")
-        images = self._images(images)
-        network = self.network(gradients=True)
-        streams = SampleStreams(seed, range(len(images)) if indices is None else indices)
-        view = replace(self, model=network)
-        nats, bits = log_likelihood(view, images, self._labels(self._null(labels, images)), streams, solver, **probes)
+        images = checked_images(images, self.recipe)
+        y = self._labels(self._null(labels, images), len(images))
+        streams, network = SampleStreams(seed, checked_indices(indices, len(y))), self.network(gradients=True)
+        set_precision(self.precision, self.device)
+        with self._naming():
+            nats, bits = log_likelihood(replace(self, model=network), images, y, streams, solver, **probes)
         self.calls += network.calls
         if not bool(nats.isfinite().all()):
             raise UserError(f"--ckpt {self.path}: its likelihoods are not finite numbers")
@@ -218,8 +227,16 @@ class Pipeline:
             raise UsageError(f"{self.path} was trained without a null class: give the images' labels")
         return [self.recipe.null_class] * len(images)
 
-    def _labels(self, labels):
-        y = torch.as_tensor(labels).long()
+    @contextmanager
+    def _naming(self):
+        """What a solver says of its failure, with the checkpoint's name."""
+        try:
+            yield
+        except SolverError as error:
+            raise UserError(f"--ckpt {self.path}: {error}") from error
+
+    def _labels(self, labels, count=None):
+        y = checked_labels(labels, count)
         self.check_classes([label for label in y.tolist() if label != self.recipe.null_class])
         return y.to(self.device)
 
@@ -229,11 +246,3 @@ class Pipeline:
         wrong = [label for label in labels if not 0 <= label < known]
         if wrong:
             raise UsageError(f"--class-labels {wrong[0]}: this model knows the classes 0 to {known - 1}")
-
-    def _images(self, images):
-        """uint8 images (N, H, W, 3) -> a tensor (N, 3, H, W). Raises UsageError for another kind or size."""
-        images, size = torch.as_tensor(np.asarray(images)), (*height_width(self.recipe.image_size), 3)
-        if images.dtype != torch.uint8 or images.dim() != 4 or tuple(images.shape[1:]) != size:
-            found = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
-            raise UsageError(f"images must be uint8 of shape (N, {', '.join(map(str, size))}), not {found}")
-        return images.permute(0, 3, 1, 2)

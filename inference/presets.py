@@ -38,5 +38,5 @@ def settings_of(name, mode):
     preset = PRESETS[name]
     if mode not in preset.fid:
         raise UsageError(f"--preset {name} is for {', '.join(preset.fid)}, not {mode}")
-    settings = dict(model=preset.model, image_size=preset.image_size, cfg_scale=preset.cfg_scale)
+    settings = dict(model=preset.model, image_size=preset.image_size, cfg_scale=preset.cfg_scale, weights="ema")
     return settings | dict(precision="fp32", num_fid_samples=50_000) | SOLVERS[mode], preset.fid[mode]

@@ -13,7 +13,7 @@ from transport import TransportSettings
 
 PACKAGES = ("torch", "torchdiffeq", "diffusers", "timm", "numpy")
 # What the checkpoint says, once loaded: of these the recipe counts, not what was typed.
-TOLD = ("model", "image_size", "num_classes", "vae", *TRANSPORT)
+SAID_BY_FILE = ("model", "image_size", "num_classes", "vae", *TRANSPORT)
 
 
 def file_hash(path):
@@ -28,7 +28,7 @@ def identity_of(settings, pipeline, paths):
     """All that decides the images, as a dict for the .json. settings: by flag; paths: {name: checkpoint}."""
     recipe = {key: value for key, value in pipeline.recipe.to_dict().items() if key != "classes"}
     return {
-        "settings": {key: value for key, value in sorted(settings.items()) if key not in TOLD},
+        "settings": {key: value for key, value in sorted(settings.items()) if key not in SAID_BY_FILE},
         "checkpoints": {name: {"path": str(path), "sha256": file_hash(path)} for name, path in paths.items()},
         "recipe": recipe,
         "device_type": pipeline.device.type,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from common.errors import UsageError, as_usage_error
 from transport.solvers import check_ode, check_sde
 
+DEQUANTIZE = ("none", "uniform")  # what is added to 8-bit levels before their likelihood
+
 
 @dataclass(frozen=True)
 class ODE:
@@ -19,6 +21,9 @@ class ODE:
     def __post_init__(self):
         with as_usage_error():
             check_ode(self.method, self.num_steps)
+        for name, value in (("atol", self.atol), ("rtol", self.rtol)):
+            if not 0 <= value < float("inf"):
+                raise UsageError(f"--{name} {value}: must be a finite number of at least 0")
 
     @property
     def settings(self):
@@ -83,11 +88,12 @@ class Guidance:
             raise UsageError(f"--guidance-low {self.low} and --guidance-high {self.high} must be in [0, 1]")
         if self.low > self.high:
             raise UsageError(f"--guidance-low {self.low} is above --guidance-high {self.high}")
-        if self.channels is not None and self.channels < 1:
-            raise UsageError(f"--cfg-channels {self.channels}: must be at least 1")
-        for flag, given in (("ckpt", self.weak), ("low", self.low), ("high", self.high < 1)):
+        if self.channels is not None and not (isinstance(self.channels, int) and self.channels >= 1):
+            raise UsageError(f"--cfg-channels {self.channels}: must be at least 1, or None for all")
+        weaker = "--guidance-ckpt or --guidance-weights"
+        for flag, given in ((weaker, self.weak), ("--guidance-low", self.low), ("--guidance-high", self.high < 1)):
             if given and self.scale == 1:
-                raise UsageError(f"--guidance-{flag} needs a --cfg-scale other than 1, which is no guidance")
+                raise UsageError(f"{flag} needs a --cfg-scale other than 1, which is no guidance")
 
     def refuse_density(self):
         """Raises UsageError for any guidance: the likelihood is that of the network itself."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from common.errors import UserError
+from common.pixels import image_endings, is_image, to_rgb
 
 # What a broken or unsuitable file may raise in Pillow, NumPy and the standard library.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError)
@@ -31,14 +31,14 @@ class FolderImages:
     """The images of one folder in sorted order; a slice reads uint8 (n, H, W, 3). Raises UserError naming a file."""
 
     def __init__(self, path):
-        self.files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMG_EXTENSIONS)
+        self.files = sorted(file for file in path.iterdir() if is_image(file.name))
         if not self.files:
-            raise UserError(f"{path}: no images in it ({', '.join(IMG_EXTENSIONS)})")
+            raise UserError(f"{path}: no images in it ({' '.join(sorted(image_endings()))})")
         self.readers, self.shape = ThreadPoolExecutor(min(16, os.cpu_count())), self._read(self.files[0]).shape
 
     def _read(self, file):
         with reading(file), Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(to_rgb(image))
 
     def __len__(self):
         return len(self.files)

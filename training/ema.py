@@ -16,7 +16,7 @@ class Averages:
 
     def __init__(self, model, decays):
         decays = decays if isinstance(decays, list) else [decays]
-        self.decays = {"ema" if i == 0 else f"ema-{decay:g}": decay for i, decay in enumerate(decays)}
+        self.decays = {"ema" if i == 0 else f"ema-{decay}": decay for i, decay in enumerate(decays)}
         self.models = {name: deepcopy(model).requires_grad_(False).eval() for name in self.decays}
         self.weights = [p for p in model.parameters() if p.requires_grad]
         kept = [p.requires_grad for p in model.parameters()]

@@ -65,12 +65,17 @@ class Monitor:
         # The arithmetic of a step in this process, and the rate at which it could be done.
         self.flops = step_flops(backbone_on_paper(run.recipe), run.batch, flags.grad_checkpointing)
         self.peak = matrix_peak(world.device, run.precision)
+        if run.precision == "bf16" and (fp32 := matrix_peak(world.device, "fp32")) > self.peak:
+            times = f"{fp32 / self.peak:.3g} times slower than in fp32"
+            self.log(f"WARNING: this {world.device.type} multiplies matrices {times} in bf16; --precision fp32 is faster here")
         self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
         if world.is_main:
             count = sum(p.numel() for p in trainer.trained)
             self.log(f"Run folder {self.folder.path}")
             self.log(f"{flags.model}: {count:,} trained parameters, latents {run.recipe.latent_shape}, {run.precision}")
             self.log(f"{len(run.dataset):,} images in {flags.num_classes} classes from {flags.data_path}")
+            if run.dataset.note:
+                self.log(f"{flags.data_path}: {run.dataset.note}")
             self.log(
                 f"{world.size} process(es) on {world.device.type}, {run.batch} images each, matrix products reach "
                 f"{self.peak / 1e12:.3g} TFLOP/s; steps {step:,} to {run.total_steps:,}"
@@ -111,6 +116,8 @@ class Monitor:
         steps_per_second = (step - self.logged_step) / seconds
         values = {name: value / count for name, value in sums.items()} | dict(lr=lr)
         values["images_per_second"] = steps_per_second * self.flags.global_batch_size
+        # A peak that was measured beside other work is too low, and what was reached since is the better figure.
+        self.peak = max(self.peak, steps_per_second * self.flops)
         values["share_of_peak"] = steps_per_second * self.flops / self.peak
         if self.world.is_main:
             losses = {name: values[name] for name in sums if name not in ("loss", "grad_norm")}

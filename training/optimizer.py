@@ -14,6 +14,7 @@ import torch
 
 from common.errors import UserError
 
+MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}  # one number a weight
 KERNELS = ("fused", "foreach", "capturable", "differentiable")  # how an optimizer computes, not what
 
 
@@ -45,12 +46,22 @@ def holds_contract(optimizer, device):
             twin.step()
         return weight.detach()
 
+    if any(group.get(key) != optimizer.defaults.get(key) for group in optimizer.param_groups for key in KERNELS):
+        return False  # one group may skip a bad step and another not
     try:
         known = inspect.signature(type(optimizer)).parameters
         settings = {key: value for key, value in optimizer.defaults.items() if key in known}
         return torch.equal(after(0.5, math.nan, 0.25), after(0.5, 0.25))
     except Exception:  # it cannot be made so, or refuses found_inf: by whatever error its author chose
         return False
+
+
+def _fitting(state, weight):
+    """The state of one weight. Raises ValueError where its moments are those of a weight of another shape."""
+    for name in sorted(MOMENTS & state.keys()):
+        if state[name] is not None and state[name].shape != weight.shape:
+            raise ValueError(f"{name} of shape {tuple(state[name].shape)} for a weight of shape {tuple(weight.shape)}")
+    return state
 
 
 def load_optimizer(optimizer, content, objective, path):
@@ -64,13 +75,17 @@ def load_optimizer(optimizer, content, objective, path):
     try:
         state, now = content["opt"], optimizer.state_dict()["param_groups"]
         saved, parameters = state["param_groups"], list(objective.parameters())
-        places = [place for group in saved for place in group["params"]]
-        if len(places) == len(parameters):
-            places = [place for place, p in zip(places, parameters) if p.requires_grad]
-        sizes = [len(group["params"]) for group in now]
-        if len(saved) != len(now) or len(places) != sum(sizes):
-            raise ValueError(f"{len(places)} parameters in {len(saved)} groups, not {sum(sizes)} in {len(now)}")
-        moments = {new: state["state"][old] for new, old in enumerate(places) if old in state["state"]}
+        places = [list(group["params"]) for group in saved]
+        if len(places) == 1 and len(places[0]) == len(parameters):
+            places = [[place for place, p in zip(places[0], parameters) if p.requires_grad]]
+        sizes, theirs = [len(group["params"]) for group in now], [len(group) for group in places]
+        if sizes != theirs:
+            raise ValueError(f"groups of {', '.join(map(str, theirs))} parameters, not of {', '.join(map(str, sizes))}")
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = {}
+        for new, old in enumerate(place for group in places for place in group):
+            if old in state["state"]:
+                moments[new] = _fitting(state["state"][old], trained[new])
         # Before loading, which puts the step counts where the kernels want them: on the device, for fused ones.
         kept = ("params", *KERNELS)
         groups = [g | s | {key: g[key] for key in kept if key in g} for g, s in zip(now, saved)]

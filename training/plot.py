@@ -1,6 +1,6 @@
 """The picture of a run's losses."""
 
-from itertools import accumulate
+from itertools import accumulate, cycle
 
 import matplotlib
 
@@ -30,7 +30,7 @@ def save_plot(path, title, rows, evaluations):
     evaluated, fids = column(evaluations, "step", "fid")
     figure, panels = plt.subplots(1, 2 if fids else 1, figsize=(11 if fids else 6, 4), dpi=120, squeeze=False)
     axes, names = panels[0, 0], [name for name in rows[0] if name not in NO_LOSSES]
-    for name, colour in zip(names, COLOURS):
+    for name, colour in zip(names, cycle(COLOURS)):
         steps, losses = column(rows, "step", name)
         window, some = len(losses) // 20, slice(None, None, max(1, len(losses) // POINTS))
         label = "mean since last log" if len(names) == 1 else name.replace("_", " ")

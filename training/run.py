@@ -56,7 +56,8 @@ class Run:
 
     def pipeline(self, model):
         """A Pipeline of weights in training, for pictures and evaluations."""
-        return Pipeline(self.folder.path, self.recipe, model, self.transport, self.autoencoder, self.device)
+        parts = (self.recipe, model, self.transport, self.autoencoder, self.device, self.precision)
+        return Pipeline(self.folder.path, *parts)
 
 
 def check_world(flags, world):
@@ -82,6 +83,8 @@ def plan_run(flags, transport_settings):
     with as_usage_error():
         _ = transport.train_interval, transport.ode_interval  # of the pictures drawn while training too
     dataset = open_dataset(flags.data_path, flags.image_size)
+    if not dataset.classes:
+        raise UsageError(f"--data-path {flags.data_path}: its images are in no class folders")
     if len(dataset.classes) != flags.num_classes:
         raise UsageError(f"--num-classes {flags.num_classes}: {flags.data_path} has {len(dataset.classes)} classes")
     autoencoder = load_autoencoder(flags.vae).to(world.device)

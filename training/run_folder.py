@@ -17,6 +17,7 @@ from tqdm import tqdm
 from common.atomic import writable_folder, write_atomically, write_json
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
+from common.flags import flags_of
 
 from .identity import END, identity_of
 from .plot import save_plot
@@ -140,7 +141,7 @@ class RunFolder:
                 dir=self.path,
                 id=self._wandb_id(),
                 resume="allow",
-                config={key: value for key, value in vars(flags).items() if key not in ("given", "identity")},
+                config=flags_of(flags),
             )
         except wandb.errors.Error as error:
             reason = " ".join(str(error).split())

@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.checkpoint import load_weights, weights_of
+from common.flags import flags_of
 from common.signals import Stop
 from data.images import to_latents
 from data.loader import read_ahead
@@ -18,6 +19,8 @@ from .ema import Averages
 from .guards import NumberGuard
 from .objective import make_objective
 from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
+
+CONTENT = ("args", "optimizer", "step", "num_images", "recipe")  # of a checkpoint, beside the states
 
 
 class Trainer:
@@ -36,7 +39,12 @@ class Trainer:
         self.optimizer = make_optimizer(self.objective, run.flags)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
-        self.states = {**self.objective.states(), **self.averages.models, "opt": self.optimizer}
+        own, others = self.objective.states(), {**self.averages.models, "opt": self.optimizer}
+        if taken := own.keys() & (others.keys() | set(CONTENT)):
+            raise ValueError(
+                f"an objective's module cannot be called {min(taken)}: checkpoints have another thing of that name"
+            )
+        self.states = own | others
         if run.content:
             self._continue(monitor.log)
         self.numbers = NumberGuard(self.optimizer, run.flags.skip_nonfinite, run.device)
@@ -142,9 +150,8 @@ class Trainer:
 
     def content(self):
         """What a checkpoint holds. "args" are as published, "recipe" is all that sampling needs."""
-        flags = {key: value for key, value in vars(self.run.flags).items() if key not in ("given", "identity")}
         return {name: state.state_dict() for name, state in self.states.items()} | {
-            "args": flags,
+            "args": flags_of(self.run.flags),
             "optimizer": type(self.optimizer).__name__,
             "step": self.step,
             "num_images": len(self.run.dataset),

@@ -46,6 +46,7 @@ def integrate_ode(
             inside.latest = drift(t.clamp(low, high), y)
             return inside.latest
 
+        inside.latest = torch.zeros(())
         solution = _torchdiffeq(inside, state, times, method, None if trajectory else grid, on_step, **tolerances)
         asked_for = bool((grid == ends[1]).any())  # an edge need not be one of the grid's times
         states += solution[1:] if asked_for else solution[1:-1]

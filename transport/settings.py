@@ -1,10 +1,16 @@
 """The choices that make a Transport, in one place: flags, checkpoints and create_transport take theirs from here."""
 
+import enum
 from dataclasses import dataclass, field, fields
 
 from .path import PATHS
 from .prediction import LOSS_WEIGHTS, PREDICTIONS
 from .times import TIME_LAWS
+
+
+def _word(value):
+    """A word of a table, or that of a member of ModelType, PathType or WeightType."""
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def choice(default, table, help):
@@ -33,6 +39,7 @@ class TransportSettings:
 
     def __post_init__(self):
         for entry in fields(self):
+            object.__setattr__(self, entry.name, _word(getattr(self, entry.name)))
             value, choices = getattr(self, entry.name), entry.metadata["choices"]
             if choices is not None and value not in choices:
                 what = entry.name.replace("_", " ")

@@ -57,8 +57,8 @@ def _check(what, value, allowed):
 
 
 def _check_steps(num_steps):
-    if num_steps < 2:
-        raise ValueError(f"num_steps counts points in time and must be at least 2, not {num_steps}")
+    if num_steps != int(num_steps) or num_steps < 2:
+        raise ValueError(f"num_steps counts points in time and must be a whole number of at least 2, not {num_steps}")
 
 
 def check_ode(method, num_steps):

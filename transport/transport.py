@@ -35,18 +35,20 @@ class Transport:
         self.settings = settings
         self.path_sampler = plan = PATHS[settings.path_type]()
         self.prediction = PREDICTIONS[settings.prediction](plan)
-        self.train_eps = _first(settings.train_eps, plan.train_eps, self.prediction.eps)
+        self.train_eps = _first(settings.train_eps, self.prediction.train_eps, plan.train_eps, self.prediction.eps)
         self.sample_eps = _first(settings.sample_eps, plan.sample_eps, self.prediction.eps)
 
     @cached_property
     def train_interval(self):
-        """(t0, t1) from which training draws its times. Raises ValueError where the loss is not finite at one of them."""
-        interval = self.path_sampler.interval(self.train_eps)
+        """(t0, t1) from which training draws its times. Raises ValueError where the loss is not finite inside of it; at the
+        ends themselves it may be, which uniform numbers do not meet."""
+        t0, t1 = interval = self.path_sampler.interval(self.train_eps)
+        inside = [t0 + (t1 - t0) * u for u in (2**-12, 0.5, 1 - 2**-12)]
 
         def loss(output, x, t):
             return self._loss(output, Point(x, -x, *self.path_sampler.plan(t, x, -x)))
 
-        self._check_finite("loss", loss, interval, "train_eps")
+        self._check_finite("loss", loss, inside, "train_eps")
         return interval
 
     @cached_property
@@ -84,6 +86,7 @@ class Transport:
     def _is_finite(self, quantity, t):
         """Whether quantity(output, x, t) of an ordinary output and state is finite at time t. In float64, in which cos(pi/2)
         is not 0 but 6e-17: what is infinite on paper is at least HUGE."""
+        t = torch.tensor(t, dtype=torch.float32).item()  # as it will be asked: 1 - 1e-8 is 1
         output, x, t = (torch.tensor([[value]], dtype=torch.float64) for value in (0.7, 0.3, t))
         return bool((quantity(output, x, t[0]).abs() < HUGE).all())
 

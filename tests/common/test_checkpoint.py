@@ -30,7 +30,7 @@ def test_shapes_describe_a_bare_state_dict(published):
     content = load_checkpoint(published)
     recipe = recipe_of(content, weights_of(content), published)
     assert recipe.model == "SiT-T/2" and recipe.model_args == small()
-    assert recipe.image_size == 64 and recipe.null_class == 7 and recipe.transport is None
+    assert recipe.image_size is None and recipe.null_class == 7 and recipe.transport is None
     load_weights(recipe.build(), weights_of(content), published)
     without_sigma = SiT(**small(learn_sigma=False, input_size=16)).state_dict()
     args = recipe_of(without_sigma, without_sigma).model_args
@@ -161,3 +161,30 @@ def test_published_weights_say_what_to_download(tmp_path, monkeypatch):
         locate("SiT-XL-2-256x256.pt")
     (tmp_path / "pretrained_models" / "SiT-XL-2-256x256.pt").touch()
     assert locate("SiT-XL-2-256x256.pt").name == "SiT-XL-2-256x256.pt"  # found, not downloaded again
+
+
+def test_args_of_another_dialect_are_one_line():
+    content = {"ema": SiT(**small()).state_dict(), "args": {"path_type": "linear", "prediction": "velocity"}}
+    with pytest.raises(UserError, match=r"c\.pt: its args make no sense here .*'linear'"):
+        recipe_of(content, content["ema"], "c.pt")
+
+
+@pytest.mark.parametrize("input_size, image_size, found", [
+    ((4, 16), "32x128", ((4, 16), "32x128")),  # a square number of tokens, in no square
+    ((4, 16), None, (8, None)),
+    ((4, 8), "32x64", ((4, 8), "32x64")),
+    (8, 64, (8, 64)),
+    (8, 8, (8, 8)),
+])  # fmt: skip
+def test_sizes_of_a_bare_file(input_size, image_size, found):
+    state = SiT(**small(input_size=input_size)).state_dict()
+    recipe = recipe_of(state, state, image_size=image_size)
+    assert (recipe.model_args["input_size"], recipe.image_size) == found
+
+
+def test_a_bare_file_that_is_not_square_is_asked_about():
+    state = SiT(**small(input_size=(4, 8))).state_dict()
+    with pytest.raises(UserError, match="its 8 tokens make no square; give --image-size HEIGHTxWIDTH"):
+        recipe_of(state, state)
+    args = {"ema": state, "args": {"image_size": "32x64"}}
+    assert recipe_of(args, state, image_size="64x128").image_size == "32x64"  # what the file says

@@ -122,3 +122,34 @@ def test_labels_of_images_for_a_checkpoint(tmp_path):
 
 def test_spread_is_even_and_within():
     assert spread(10, 5) == [0, 2, 4, 6, 8] and spread(3, 16) == [0, 1, 2] and spread(4, None) == [0, 1, 2, 3]
+
+
+def test_class_folders_are_read_as_torchvision_reads_them(tmp_path):
+    """The order decides which image a step sees: it stays what it was when torchvision found the files."""
+    from torchvision.datasets import ImageFolder
+
+    root = make_folder(tmp_path / "images", classes=("b", "a", "c d"))
+    (root / "b" / "deep" / "er").mkdir(parents=True)
+    for name in ("b/deep/0.png", "b/deep/er/9.png", "b/-1.PNG", "a/10.png"):
+        Image.new("RGB", (8, 8)).save(root / name)
+    ours, theirs = FolderDataset(root, 8), ImageFolder(root)
+    assert ours.samples == theirs.samples and ours.classes == theirs.classes and ours.note is None
+
+
+def test_what_is_no_data_is_passed_over_and_counted(tmp_path):
+    root = make_folder(tmp_path / "images")
+    (root / ".ipynb_checkpoints").mkdir()
+    (root / "a" / "._0.png").touch()
+    for name in ("a/list.txt", "b/list.txt", "b/x.csv"):
+        (root / name).touch()
+    dataset = FolderDataset(root, 8)
+    assert dataset.classes == ["a", "b"] and len(dataset) == 6 and dataset.note == "passed over: 2 .txt, 1 .csv"
+    (root / "empty").mkdir()
+    (root / "empty" / "readme.md").touch()
+    with pytest.raises(UserError, match=r"no images in the class folder empty: 1 \.md"):
+        FolderDataset(root, 8)
+
+
+def test_parts_of_a_data_set_are_no_classes(tmp_path):
+    with pytest.raises(UserError, match="train and val are parts of a data set, not classes; give one of them"):
+        FolderDataset(make_folder(tmp_path / "images", classes=("train", "val")), 8)

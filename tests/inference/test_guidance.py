@@ -49,7 +49,7 @@ def test_guidance_acts_where_it_should():
     (dict(scale=2.0, channels=0), "--cfg-channels 0"),
     (dict(low=0.3), "--guidance-low needs a --cfg-scale other than 1"),
     (dict(high=0.3), "--guidance-high needs"),
-    (dict(weak="a pipeline"), "--guidance-ckpt needs"),
+    (dict(weak="a pipeline"), "--guidance-ckpt or --guidance-weights needs"),
 ])  # fmt: skip
 def test_guidance_that_makes_no_sense_is_refused(settings, words):
     with pytest.raises(UsageError, match=words):

@@ -72,7 +72,7 @@ def test_images_to_noise_and_back(pipe):
     images = pipe.sample([3, 1], solver=ODE(rtol=1e-5))
     z = pipe.encode(images, [3, 1], solver=ODE(rtol=1e-5))
     assert z.shape == (2, *pipe.latent_shape)
-    back = pipe.sample([3, 1], noise=z, solver=ODE(rtol=1e-5))
+    back = pipe.sample([3, 1], noise=z.numpy(), solver=ODE(rtol=1e-5))  # an array, as sample.py --reverse saves it
     assert np.abs(back.astype(int) - images).max() <= 2
     assert torch.equal(pipe.encode(images, solver=FEW), pipe.encode(images, [10, 10], solver=FEW))  # the null class
     x = pipe.to_latents(images)
@@ -95,6 +95,10 @@ def test_bad_numbers_name_the_checkpoint(trained, tmp_path):
     for solver in (ODE("euler", num_steps=3), SDE(num_steps=3)):
         with pytest.raises(UserError, match=r"nan\.pt: its samples are not finite"):
             pipe.sample([3], solver=solver)
+    with pytest.raises(UserError, match=r"nan\.pt: dopri5 failed .*output is not a finite number"):
+        pipe.sample([3])
+    with pytest.raises(UserError, match=r"nan\.pt: dopri5 failed"):
+        pipe.likelihood(np.zeros((1, 32, 32, 3), np.uint8), [3])
     with pytest.raises(UserError, match=r"nan\.pt: its likelihoods are not finite"):
         pipe.likelihood(np.zeros((1, 32, 32, 3), np.uint8), [3], solver=ODE("euler", num_steps=3))
 
@@ -107,6 +111,18 @@ SETTINGS = {
         lambda pipe: pipe.sample([1], solver=SDE(form="SBDM", last_step_size=0.9999)),
         "no time for the SDE",
     ),
+    "SDE to noise": (lambda pipe: pipe.encode(np.zeros((1, 32, 32, 3), np.uint8), [1], solver=SDE()), "give an ODE"),
+    "no labels": (lambda pipe: pipe.sample([]), "one class id or more"),
+    "one label bare": (lambda pipe: pipe.sample(3), "one class id or more"),
+    "fractions": (lambda pipe: pipe.sample([0.9]), "one class id or more"),
+    "a label for two": (lambda pipe: pipe.likelihood(np.zeros((2, 32, 32, 3), np.uint8), [3]), "1 labels for 2 images"),
+    "noise for two": (lambda pipe: pipe.sample([3], noise=torch.zeros(2, 3, 32, 32)), "noise must be floats of shape"),
+    "indices for two": (lambda pipe: pipe.sample([3], indices=[0, 1]), "2 indices for 1 labels"),
+    "half a step": (lambda pipe: ODE(num_steps=2.5), "whole number"),
+    "tolerance": (lambda pipe: ODE(atol=-1), "--atol -1"),
+    "channels": (lambda pipe: Guidance(2.0, channels="all"), "--cfg-channels all"),
+    "size": (lambda pipe: Pipeline.load(pipe.path, image_size="big"), "256x384"),
+    "heads": (lambda pipe: Pipeline.load(pipe.path, num_heads=99), "--num-heads 99 contradicts .*, which has 4"),
     "unknown class": (lambda pipe: pipe.sample([11]), "the classes 0 to 9"),
     "images of another size": (lambda pipe: pipe.likelihood(np.zeros((1, 8, 8, 3), np.uint8), [1]), "uint8 of shape"),
     "floats": (lambda pipe: pipe.encode(np.zeros((1, 32, 32, 3)), [1]), "not float64"),
@@ -137,8 +153,10 @@ def test_a_bare_file_is_told_what_it_cannot_say(trained, tmp_path):
     assert told.recipe.transport.path_type == "GVP" and told.transport.ode_interval == (0.02, 0.98)
     plain = Pipeline.load(bare, vae="none", image_size=32)
     assert (plain.sample([3], solver=FEW) == Pipeline.load(trained).sample([3], solver=FEW)).all()
+    assert Pipeline.load(bare, vae="none").recipe.image_size == 32  # the latents' times the autoencoder's factor
+    assert Pipeline.load(bare, vae="none").recipe.prediction == "velocity"
     with pytest.raises(UsageError, match="makes latents of"):
-        Pipeline.load(bare, vae="none")
+        Pipeline.load(bare, vae="none", image_size=64)
 
 
 def test_a_model_without_a_null_class_is_not_guided(trained, tmp_path):

@@ -116,8 +116,26 @@ def test_groups_of_parameters_survive():
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     torch.testing.assert_close(optimizer.state[twin.bias]["exp_avg"], torch.full((2,), 0.02))
     one = torch.optim.AdamW(twin.parameters(), fused=True)
-    with pytest.raises(UserError, match=r"c\.pt: its optimizer state is that of another model \(2 parameters in 2 groups"):
+    with pytest.raises(UserError, match=r"c\.pt: its optimizer state .* \(groups of 1, 1 parameters, not of 2"):
         load_optimizer(one, content, twin, "c.pt")
+
+
+def test_moments_never_go_to_another_weight():
+    """The same numbers of groups and parameters, but not the same parameters in them."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    a, b, c, d = model.parameters()
+    build = lambda *groups: torch.optim.AdamW([{"params": group} for group in groups], fused=True)  # noqa: E731
+    content = {"opt": stepped(model, build([a], [b, c, d])).state_dict()}
+    with pytest.raises(UserError, match="groups of 1, 3 parameters, not of 2, 2"):
+        load_optimizer(build([a, b], [c, d]), content, model, "c.pt")
+    with pytest.raises(UserError, match=r"exp_avg of shape \(2, 2\) for a weight of shape \(2,\)"):
+        load_optimizer(build([b], [a, c, d]), content, model, "c.pt")
+
+
+def test_a_group_of_its_own_kernels_is_asked_each_step():
+    model = torch.nn.Linear(2, 2)
+    groups = [{"params": [model.weight]}, {"params": [model.bias], "fused": False}]
+    assert not holds_contract(torch.optim.AdamW(groups, fused=True), CPU)
 
 
 def test_the_state_of_another_optimizer_is_refused_by_name():

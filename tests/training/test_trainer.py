@@ -94,12 +94,14 @@ class WithHead(Objective):
     def __init__(self, model, transport):
         super().__init__(model, transport)
         self.head = nn.Linear(model.pos_embed.shape[2], 1)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.counts = nn.BatchNorm1d(1, affine=False)
         self.teacher = nn.Linear(3, 3).requires_grad_(False)  # neither trained nor saved
         model.blocks[-1].register_forward_hook(lambda block, inputs, tokens: setattr(self, "tokens", tokens))
 
     def forward(self, x1, y, draws):
         losses = super().forward(x1, y, draws)
-        head_loss = (self.head(self.tokens)[..., 0].mean(1) - 1).square()
+        head_loss = (self.scale * self.counts(self.head(self.tokens)[..., 0].mean(1)[:, None])[:, 0] - 1).square()
         return {"loss": losses["loss"] + head_loss, "head_loss": head_loss}
 
 
@@ -121,7 +123,7 @@ def test_what_an_objective_holds_is_trained_saved_logged_and_resumed(with_head, 
     assert (
         "teacher" not in whole
         and whole["head"].keys() == {"weight", "bias"}
-        and len(whole["opt"]["state"]) == len(whole["model"]) - 1 + 2
+        and len(whole["opt"]["state"]) == len(whole["model"]) - 1 + 3
     )
     with open(last(tmp_path / "a").parents[1] / "metrics.csv") as rows:
         columns = [float(row["head_loss"]) for row in csv.DictReader(rows)]
@@ -129,8 +131,20 @@ def test_what_an_objective_holds_is_trained_saved_logged_and_resumed(with_head, 
     half = last(tmp_path / "a", "0000003")
     assert call(capsys, "train", *more, "--max-steps", 6, "--results-dir", tmp_path / "b", "--ckpt", half).code == 0
     resumed = load_checkpoint(last(tmp_path / "b"))
-    assert same(resumed["head"], whole["head"]) and same(resumed["ema"], whole["ema"])
+    assert all(same(resumed[name], whole[name]) for name in ("model", "head", "counts", "objective", "ema"))
+    assert whole["objective"].keys() == {"scale"} and whole["counts"]["num_batches_tracked"] >= 6
     assert Pipeline.load(last(tmp_path / "b")).sample([3], solver=ODE("euler", num_steps=3)).shape == (1, 32, 32, 3)
+
+
+def test_a_name_that_a_checkpoint_has_is_no_name_of_a_module(monkeypatch, tmp_path, capsys):
+    class Taken(Objective):
+        def __init__(self, model, transport):
+            super().__init__(model, transport)
+            self.ema = nn.Linear(1, 1)
+
+    monkeypatch.setattr(trainer, "make_objective", lambda model, transport, flags: Taken(model, transport))
+    with pytest.raises(ValueError, match="cannot be called ema"):
+        call(capsys, "train", *SMALL, "--max-steps", 1, "--results-dir", tmp_path)
 
 
 def test_a_state_that_a_checkpoint_lacks_starts_anew_and_says_so(with_head, trained, tmp_path, capsys):
