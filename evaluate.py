@@ -15,13 +15,19 @@ from pathlib import Path
 from common.errors import UsageError, UserError
 from common.flags import flags_of
 from common.precision import PRECISIONS
-from train_utils import Parser, positive_int, run
+from train_utils import Parser, image_size, positive_int, run
 
 
 def make_parser():
     parser = Parser(prog="evaluate.py", description="FID, sFID, Inception Score, precision and recall of samples.")
-    parser.add_argument("samples", metavar="SAMPLES", help=".npz with arr_0, uint8 (N, H, W, 3), or a folder of images")
+    parser.add_argument(
+        "samples",
+        metavar="SAMPLES",
+        help=".npz with arr_0, uint8 (N, H, W, 3), or a folder of images, with or without sub-folders",
+    )
     parser.add_argument("--ref", required=True, help="the same, or a .npz with mu, sigma, mu_s, sigma_s")
+    crop = "crop the images of folders to N or HxW pixels, as training does (all must be of one size)"
+    parser.add_argument("--image-size", type=image_size, metavar="N|HxW", help=crop)
     parser.add_argument("--inception-weights", metavar="FILE", help="torch-fidelity's Inception (its own download)")
     parser.add_argument("--batch-size", type=positive_int, default=64, help="images at once, in each process")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the Inception; published FIDs are fp32")
@@ -53,6 +59,7 @@ def show(results, num_samples, reference, precision="fp32"):
         "features in bf16: their FID does not compare with that of float32 features": precision == "bf16",
         f"FID is biased upwards by few samples: {num_samples} do not compare with FID-50K": num_samples < 50_000,
         f"the covariance of {POOL} features of {num_samples} samples is singular": num_samples <= POOL,
+        "no sFID: the reference has no mu_s and sigma_s": reference.mu_s is None,
         "no precision and recall: the reference has neither images nor their features": reference.features is None,
     }
     for warning in (line for line, holds in warnings.items() if holds):
@@ -73,7 +80,8 @@ def main(args):
 
     world = distributed.setup()
     set_precision(args.precision, world.device)
-    samples, opened = open_images(args.samples), open_reference(args.ref)
+    samples = open_images(args.samples, image_size=args.image_size)
+    opened = open_reference(args.ref, args.image_size)
     for path, images in ((args.samples, samples), (args.ref, opened[1])):
         if images is not None and len(images) <= NEIGHBOURS:
             raise UserError(f"{path}: {len(images)} images; the metrics need {NEIGHBOURS + 1} or more")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from sample_utils import check_likelihood_args, guidance_from, parse_modes, pipeline_from, solver_from
-from train_utils import Listed, Parser, check_given, positive_int, run
+from train_utils import Listed, Parser, check_given, positive_int, run, seed
 
 IMAGENET_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # golden retriever, otter, ... as in the published picture
 
@@ -19,7 +19,7 @@ def make_parser():
     def add_own(group):
         group.add_argument("--class-labels", action=Listed, metavar="ID", help="classes to draw (eight, or all up to 16)")
         group.add_argument("--num-samples-per-class", type=positive_int, default=1, help="pictures of each class")
-        group.add_argument("--seed", type=int, default=0, help="noise of picture i depends on it and on i alone")
+        group.add_argument("--seed", type=seed, default=0, help="noise of picture i depends on it and on i alone")
         group.add_argument("--out", default="sample.png", help="file for the picture")
         group.add_argument("--trajectory", metavar="FILE.gif", help="also draw the way from noise to image")
 

@@ -18,7 +18,7 @@ from common.errors import UsageError
 from common.flags import flags_of
 from inference.presets import PRESETS, settings_of
 from sample_utils import check_likelihood_args, guidance_from, parse_modes, pipeline_from, solver_from
-from train_utils import Listed, Parser, check_given, free, positive_int, run
+from train_utils import Listed, Parser, check_given, free, positive_int, run, seed
 
 
 def make_parser():
@@ -27,7 +27,7 @@ def make_parser():
         free(group.add_argument("--preset", choices=PRESETS, help=preset))
         group.add_argument("--num-fid-samples", type=positive_int, default=50_000, help="how many samples")
         group.add_argument("--per-proc-batch-size", type=positive_int, default=4, help="samples a chunk")
-        group.add_argument("--global-seed", type=int, default=0, help="sample i depends on it and on i alone")
+        group.add_argument("--global-seed", type=seed, default=0, help="sample i depends on it and on i alone")
         group.add_argument("--labels", default="random", choices=["random", "balanced"], help="how labels are drawn")
         group.add_argument("--class-labels", action=Listed, metavar="ID", help="sample i gets label i mod their number")
         free(group.add_argument("--sample-dir", default="samples", help="where the folder, .npz and .json go"))

@@ -26,6 +26,7 @@ from train_utils import (
     parse_vae_arg,
     positive_int,
     run,
+    seed,
     transport_settings,
 )
 
@@ -56,7 +57,7 @@ def add_optimization_args(add):
     free(add("--epochs", type=positive_int, default=1400, help="passes over the data"))
     free(add("--max-steps", type=positive_int, help="stop here if that comes before --epochs (no limit)"))
     add("--global-batch-size", type=positive_int, default=256, help="images a step over all processes")
-    add("--global-seed", type=int, default=0, help="of everything random")
+    add("--global-seed", type=seed, default=0, help="of everything random")
     add("--lr", type=non_negative, default=1e-4, help="AdamW's learning rate, at its peak")
     add("--lr-schedule", default="constant", choices=["constant", "cosine"], help="after the warm-up")
     add("--warmup-steps", type=non_negative_int, default=0, help="steps of linear warm-up")

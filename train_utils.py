@@ -106,6 +106,7 @@ def number(kind, check, wanted):
 
 positive_int = number(int, lambda value: value >= 1, "at least 1")
 non_negative_int = number(int, lambda value: value >= 0, "at least 0")
+seed = number(int, lambda value: -(2**63) <= value < 2**64, "a whole number of 64 bits")
 fraction = number(float, lambda value: 0 <= value <= 1, "in [0, 1]")
 non_negative = number(float, lambda value: 0 <= value < float("inf"), "a finite number of at least 0")
 
@@ -200,6 +201,9 @@ def parse_data_args(group, classes):
 
 def run(main, prog):
     """Call main(); a UserError becomes one line and its exit code, Ctrl-C a quiet exit, anything else a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files that the locale cannot write
     try:
         sys.exit(main())
     except (UserError, SolverError) as error:

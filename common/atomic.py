@@ -7,13 +7,16 @@ from pathlib import Path
 
 from .errors import UserError
 
+# A file's name need not be text that the locale, or UTF-8, can write: it goes into a file as the bytes that it is.
+ANY_TEXT = dict(encoding="utf-8", errors="surrogateescape")
+
 
 def write_atomically(path, write, mode="wb"):
     """write(file) under a temporary name, flush, rename: path holds a whole file or none."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, mode) as file:
+        with open(temporary, mode, **({} if "b" in mode else ANY_TEXT)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

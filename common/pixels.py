@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from .sizes import height_width
+
 # What Pillow knows by name and does not decode, or runs another program for.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -61,3 +63,18 @@ def to_rgb(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def center_crop(image, size):
+    """ADM's crop of a PIL image to size, a side or (height, width) (Dhariwal & Nichol, arXiv 2105.05233).
+
+    Halve with a box filter while both sides are at least twice the target's, bicubic until it covers the target, crop
+    the centre.
+    """
+    height, width = height_width(size)
+    while image.width >= 2 * width and image.height >= 2 * height:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(width / image.width, height / image.height)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))

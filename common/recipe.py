@@ -119,10 +119,11 @@ def _sizes(tokens, patch, image_size, path):
     return side, image_size  # which do not go together, as whoever knows the autoencoder will say
 
 
-def recipe_of(content, state, path="file", model=None, num_heads=None, image_size=None):
+def recipe_of(content, state, path="file", model=None, num_heads=None, image_size=None, num_classes=None):
     """Recipe of a loaded checkpoint, from its own description or else from the shapes of its weights, state.
 
-    model, num_heads, image_size: what shapes cannot tell. Raises UserError or UsageError naming the file.
+    model, num_heads, image_size, num_classes: what shapes cannot tell, the last whether there is a null class. Raises
+    UserError or UsageError naming the file.
     """
     if isinstance(content.get("recipe"), dict):
         return Recipe.from_dict(content["recipe"], path)
@@ -130,14 +131,15 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
     flags = _flags_of(content)
     input_size, image_size = _sizes(state["pos_embed"].shape[1], patch, flags.get("image_size", image_size), path)
+    rows = state["y_embedder.embedding_table.weight"].shape[0]
+    has_null = num_classes != rows  # published files all have it
     model_args = {
         **config,
         "input_size": input_size,
         "in_channels": channels,
         "mlp_ratio": state["blocks.0.mlp.fc1.weight"].shape[0] / hidden,
-        # A bare file cannot say that it has no null class; published ones all have it.
-        "num_classes": state["y_embedder.embedding_table.weight"].shape[0] - 1,
-        "class_dropout_prob": 0.1,
+        "num_classes": rows - has_null,
+        "class_dropout_prob": 0.1 if has_null else 0.0,
         "learn_sigma": state["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
     }
     said = {key: flags[key] for key in TRANSPORT if key in flags}

@@ -54,11 +54,21 @@ class LatentSpace:
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.scale = config.scaling_factor
         self.shift = config.get("shift_factor") or 0.0
+        self.center, self.spread = (self._by_channel(config.get(key), name) for key in ("latents_mean", "latents_std"))
         numbers = {key: config[key] for key in sorted(config) if not key.startswith("_")}
         self.config_hash = hashlib.sha256(json.dumps(numbers, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
+    def _by_channel(self, numbers, name):
+        """A config's number for each channel, to broadcast against latents; None where it has none."""
+        if numbers is None:
+            return None
+        if len(numbers) != self.channels:
+            raise UserError(f"--vae {name}: {len(numbers)} numbers in latents_mean or latents_std for {self.channels} channels")
+        return torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1)
+
     def to(self, device):
         self.vae.to(device)
+        self.center, self.spread = (x if x is None else x.to(device) for x in (self.center, self.spread))
         return self
 
     @torch.no_grad()
@@ -68,8 +78,14 @@ class LatentSpace:
         return torch.cat([part.mean for part in parts]), torch.cat([part.std for part in parts])
 
     def latents(self, mean, std, noise):
-        """A sample of the posterior, scaled to what the network sees."""
-        return (mean + std * noise - self.shift) * self.scale
+        """A sample of the posterior, scaled to what the network sees: shift and scale, and where the config has them a mean
+        and standard deviation of each channel."""
+        latents = mean + std * noise - self.shift
+        if self.center is not None:
+            latents = latents - self.center
+        if self.spread is not None:
+            latents = latents / self.spread
+        return latents * self.scale
 
     @torch.no_grad()
     def decode(self, latents, batch_size=None, tiling=False):
@@ -79,7 +95,12 @@ class LatentSpace:
         meet. It bounds memory, and changes pixels somewhat: normalisation and attention see a tile, not the image.
         """
         sides = (side * self.factor for side in latents.shape[-2:])
-        parts = (latents / self.scale + self.shift).split(batch_size or _slice(*sides))
+        latents = latents / self.scale
+        if self.spread is not None:
+            latents = latents * self.spread
+        if self.center is not None:
+            latents = latents + self.center
+        parts = (latents + self.shift).split(batch_size or _slice(*sides))
         self.vae.use_tiling = tiling
         pixels = torch.cat([self.vae.decode(part).sample for part in parts])
         self.vae.use_tiling = False  # never for encoding: training has seen latents of whole images

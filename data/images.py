@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from common.errors import UsageError, UserError
-from common.pixels import image_endings, is_image, scan, to_rgb
+from common.pixels import center_crop, image_endings, is_image, scan, to_rgb
 from common.sizes import height_width
 
 DIGITS = "builtin:digits"
@@ -33,21 +33,6 @@ class ImageData(Dataset):
 
     def check(self, image_size, autoencoder):
         """Raises UsageError where the items are not for this size and autoencoder."""
-
-
-def center_crop(image, size):
-    """ADM's crop of a PIL image to size, a side or (height, width) (Dhariwal & Nichol, arXiv 2105.05233).
-
-    Halve with a box filter while both sides are at least twice the target's, bicubic until it covers the target, crop
-    the centre.
-    """
-    height, width = height_width(size)
-    while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = max(width / image.width, height / image.height)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
 
 
 def load_image(path, size):

@@ -25,6 +25,7 @@ from .loading import check_decoding, check_told, open_autoencoder, open_transpor
 from .settings import ODE, Guidance
 
 KINDS = ("auto", "sit")
+UNSEEN = ("model", "num_heads", "image_size", "num_classes")  # what the shapes of a bare file do not tell, or not all
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Pipeline:
         path = locate(ckpt or next(iter(PUBLISHED)))
         content = load_checkpoint(path)
         state = weights_of(content, path, None if weights == "ema" else weights)
-        recipe = recipe_of(content, state, path, *(told.get(key) for key in ("model", "num_heads", "image_size")))
+        recipe = recipe_of(content, state, path, *map(told.get, UNSEEN))
         transport = open_transport(told, recipe, path, default_transport)
         autoencoder = open_autoencoder(vae or recipe.vae or default_vae, recipe, path).to(device)
         names = dict(vae=autoencoder.name, vae_hash=autoencoder.config_hash)

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
-from common.pixels import image_endings, is_image, to_rgb
+from common.pixels import center_crop, image_endings, scan, to_rgb
 
 # What a broken or unsuitable file may raise in Pillow, NumPy and the standard library.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError)
@@ -28,17 +28,21 @@ def reading(name):
 
 
 class FolderImages:
-    """The images of one folder in sorted order; a slice reads uint8 (n, H, W, 3). Raises UserError naming a file."""
+    """The images of a folder and of its sub-folders, by folder and name; a slice reads uint8 (n, H, W, 3).
 
-    def __init__(self, path):
-        self.files = sorted(file for file in path.iterdir() if is_image(file.name))
+    image_size: crop each as training does; otherwise they must be of one size. Raises UserError naming a file.
+    """
+
+    def __init__(self, path, image_size=None):
+        self.files, self.image_size = [Path(file) for file in scan(path)[0]], image_size
         if not self.files:
             raise UserError(f"{path}: no images in it ({' '.join(sorted(image_endings()))})")
         self.readers, self.shape = ThreadPoolExecutor(min(16, os.cpu_count())), self._read(self.files[0]).shape
 
     def _read(self, file):
         with reading(file), Image.open(file) as image:
-            return np.asarray(to_rgb(image))
+            image = to_rgb(image)
+            return np.asarray(center_crop(image, self.image_size) if self.image_size else image)
 
     def __len__(self):
         return len(self.files)
@@ -48,7 +52,8 @@ class FolderImages:
         for file, image in zip(self.files[rows], images):
             if image.shape != self.shape:
                 sizes = [f"{width} x {height}" for height, width, _ in (image.shape, self.shape)]
-                raise UserError(f"{file}: {sizes[0]} pixels, but {self.files[0].name} has {sizes[1]}; give one size")
+                mend = "give --image-size to crop them as training does"
+                raise UserError(f"{file}: {sizes[0]} pixels, but {self.files[0].name} has {sizes[1]}; {mend}")
         return np.stack(images)
 
 
@@ -98,11 +103,14 @@ def read_array(archive, path, key, shape):
     return array
 
 
-def open_images(path, archive=None, expected="arr_0"):
-    """The images of a folder, or of a .npz that has them: len() is their number, a slice reads uint8 (n, H, W, 3)."""
+def open_images(path, archive=None, expected="arr_0", image_size=None):
+    """The images of a folder, or of a .npz that has them: len() is their number, a slice reads uint8 (n, H, W, 3).
+
+    image_size: crop those of a folder as training does.
+    """
     path = Path(path)
     if path.is_dir():
-        return FolderImages(path)
+        return FolderImages(path, image_size)
     archive = archive or open_npz(path)
     if "arr_0" not in archive.files:
         raise UserError(f"{path}: holds {', '.join(archive.files[:6]) or 'nothing'}; expected {expected}")

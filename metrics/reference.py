@@ -19,19 +19,25 @@ class Reference:
 
     mu: np.ndarray  # (2048,)
     sigma: np.ndarray  # (2048, 2048)
-    mu_s: np.ndarray  # (2023,)
-    sigma_s: np.ndarray  # (2023, 2023)
+    mu_s: np.ndarray = None  # (2023,); None: no sFID
+    sigma_s: np.ndarray = None  # (2023, 2023)
     features: np.ndarray = None  # float32 pool features (M, 2048) of up to 10,000 images; None: no precision and recall
     count: int = None  # images behind the statistics; None if the file does not say
 
 
-def open_reference(path):
-    """What a reference holds, checked and not yet measured: (a Reference's fields by name or {}, images or None)."""
+def open_reference(path, image_size=None):
+    """What a reference holds, checked and not yet measured: (a Reference's fields by name or {}, images or None).
+
+    Statistics are mu and sigma, from which FID alone follows, or mu_s and sigma_s too. image_size: crop the images of a
+    folder as training does.
+    """
     path = Path(path)
     archive = None if path.is_dir() else open_npz(path)
     if archive is None or not STATISTICS.keys() & set(archive.files):
-        return {}, open_images(path, archive, f"arr_0, or {', '.join(STATISTICS)}")
-    fields = {key: read_array(archive, path, key, shape).astype(np.float64) for key, shape in STATISTICS.items()}
+        return {}, open_images(path, archive, f"arr_0, or {', '.join(STATISTICS)}", image_size)
+    spatial = {"mu_s", "sigma_s"} & set(archive.files)
+    wanted = {key: shape for key, shape in STATISTICS.items() if spatial or not key.endswith("_s")}
+    fields = {key: read_array(archive, path, key, shape).astype(np.float64) for key, shape in wanted.items()}
     if "count" in archive.files:
         fields["count"] = int(read_array(archive, path, "count", ()))
     if "features" in archive.files:

@@ -56,13 +56,16 @@ def precision_recall(samples, reference, device="cpu", rows=1024):
 
 
 def evaluate(samples, reference, device="cpu"):
-    """All metrics, by name, of samples' Features against a Reference; precision and recall None if it has no features."""
-    precision = recall = None
+    """All metrics, by name, of samples' Features against a Reference; None those for which it has no features or
+    statistics."""
+    precision = recall = sfid = None
+    if reference.mu_s is not None:
+        sfid = frechet_distance(*statistics(samples.spatial), reference.mu_s, reference.sigma_s)
     if reference.features is not None:
         precision, recall = precision_recall(samples.pool, reference.features, device)
     return {
         "fid": frechet_distance(*statistics(samples.pool), reference.mu, reference.sigma),
-        "sfid": frechet_distance(*statistics(samples.spatial), reference.mu_s, reference.sigma_s),
+        "sfid": sfid,
         "inception_score": inception_score(samples.logits),
         "precision": precision,
         "recall": recall,

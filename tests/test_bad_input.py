@@ -178,3 +178,35 @@ def test_as_a_real_command(trained, tmp_path):
     one_line(launch("sample", "ODE", "--ckpt", tmp_path / "array.npy"), 1, "array.npy", "not a checkpoint")
     two = launch("sample_ddp", "ODE", "--ckpt", trained, "--class-labels", 11, "--sample-dir", tmp_path, processes=2)
     assert two.code != 0 and "--class-labels 11" in two.err
+
+
+def test_names_that_no_locale_can_write(trained, tmp_path):
+    """A byte that is no UTF-8, under LANG=C: warnings, likelihoods and files are written all the same."""
+    rng, folder = np.random.default_rng(0), os.fsencode(tmp_path / "images")
+    for label in (b"a", b"b"):
+        os.makedirs(os.path.join(folder, label))
+        for i in range(4):
+            name = os.path.join(folder, label, b"%d\xfe.png" % i)
+            with open(name, "wb") as file:
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file, "PNG")
+    with open(os.path.join(folder, b"a", b"1\xfe.png"), "wb") as file:
+        file.write(b"broken")
+    plain = dict(LANG="C", LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0")
+    data = ["--data-path", tmp_path / "images"]
+    argv = [*data, "--image-size", 32, "--num-classes", 2, *TRAIN, "--max-steps", 6, "--log-every", 1]
+    done = launch("train", *argv, "--results-dir", tmp_path / "r", **plain)
+    assert done.code == 0, done.err
+    log = next(tmp_path.glob("r/*/log.txt")).read_bytes()
+    assert b"skipped unreadable image" in log and b"1\xfe.png" in log and "1\\udcfe.png" in done.out
+    os.remove(os.path.join(folder, b"a", b"1\xfe.png"))
+    flags = ["ODE", "--likelihood", *data, "--ckpt", trained, "--sampling-method", "euler", "--num-sampling-steps", 2]
+    one = launch("sample", *flags, "--num-images", 2, **plain)
+    assert one.code == 0 and "\\udcfe.png: " in one.out, one.err
+    many = launch("sample_ddp", *flags, "--sample-dir", tmp_path / "s", **plain)
+    assert many.code == 0, many.err
+    assert next(tmp_path.glob("s/*.csv")).read_bytes().count(b"\xfe.png") == 7
+
+
+def test_a_seed_of_too_many_digits(capsys):
+    one_line(call(capsys, "train", *DIGITS, *TRAIN, "--global-seed", 10**30), 2, "--global-seed", "64 bits")
+    one_line(call(capsys, "sample", "ODE", "--seed", 10**30), 2, "--seed", "64 bits")

@@ -142,7 +142,7 @@ def files(folder, samples, reference, weights, sample_images):
     npz("channels_first", arr_0=sample_images.transpose(0, 3, 1, 2))
     npz("other_key", images=sample_images)
     npz("three", arr_0=sample_images[:3])
-    npz("half", mu=statistics["mu"], sigma=statistics["sigma"])
+    npz("half", **{key: value for key, value in statistics.items() if key != "sigma_s"})
     npz("wrong_size", **{**statistics, "mu_s": np.zeros(2048)})
     npz("object_statistics", **{**statistics, "mu": np.array([None] * 2048, dtype=object)})
     npz("nan", **{**statistics, "mu": np.full(2048, np.nan)})
@@ -185,7 +185,7 @@ class Harmful:
         ("{empty} --ref {reference}", 1, "empty: no images in it"),
         ("{sizes} --ref {reference} --inception-weights {weights}", 1, "09.png: 9 x 8 pixels, but 08.png has 8 x 8"),
         ("{samples} --ref {other_key}", 1, "other_key.npz: holds images; expected arr_0, or mu, sigma, mu_s, sigma_s"),
-        ("{samples} --ref {half}", 1, "cannot read mu_s of"),
+        ("{samples} --ref {half}", 1, "cannot read sigma_s of"),
         ("{samples} --ref {wrong_size}", 1, "mu_s is float64 of shape (2048,); expected finite numbers of shape (2023,)"),
         ("{samples} --ref {object_statistics}", 1, "object_statistics.npz: Object arrays cannot be loaded"),
         ("{samples} --ref {nan}", 1, "nan.npz: mu is float64 of shape (2048,); expected finite"),
@@ -207,3 +207,29 @@ def test_wrong_input_is_one_line(call, files, line, code, message):
     assert (found, output, len(errors.splitlines())) == (code, "", 1), errors
     assert errors.startswith("evaluate.py: error: ") and message in errors
     assert not (files["samples"].parent / "harm").exists()
+
+
+def test_folders_as_people_have_them(call, weights, samples, sample_images, reference, folder, tmp_path):
+    """Class sub-folders of mixed sizes, cropped as training does; and a reference with mu and sigma alone."""
+    for i, image in enumerate(sample_images):
+        file = tmp_path / "classes" / "ab"[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        wide = np.pad(image, ((0, 0), (3, 3), (0, 0))) if i % 3 == 0 else image
+        Image.fromarray(wide).save(file)
+    stats = tmp_path / "stats.npz"
+    flags = "--ref", reference, "--inception-weights", weights, "--batch-size", 4
+    code, _, errors = call(samples, *flags, "--out", tmp_path / "flat.json", "--save-stats", stats)
+    assert code == 0, errors
+    code, _, errors = call(tmp_path / "classes", *flags)
+    assert code == 1 and "--image-size to crop" in errors
+    code, _, errors = call(tmp_path / "classes", *flags, "--image-size", 32, "--out", tmp_path / "classes.json")
+    assert code == 0, errors
+    flat, classes = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("flat", "classes"))
+    assert classes["fid"] == pytest.approx(flat["fid"], rel=1e-6) and classes["recall"] == flat["recall"]
+    with np.load(stats) as file:
+        np.savez(tmp_path / "pool.npz", mu=file["mu"], sigma=file["sigma"])
+    argv = "--ref", tmp_path / "pool.npz", "--inception-weights", weights, "--out", tmp_path / "pool.json"
+    code, _, errors = call(samples, *argv)
+    pool = json.loads((tmp_path / "pool.json").read_text())
+    assert code == 0 and pool["fid"] == pytest.approx(flat["fid"], rel=1e-6) and pool["sfid"] is None
+    assert "no sFID: the reference has no mu_s and sigma_s" in errors

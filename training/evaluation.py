@@ -22,7 +22,7 @@ class Evaluation:
 
     def __init__(self, run):
         self.run, flags = run, run.flags
-        opened = open_reference(flags.eval_ref)
+        opened = open_reference(flags.eval_ref, flags.image_size)  # the folder that one trains on is a reference too
         if opened[1] is not None and len(opened[1]) <= NEIGHBOURS:
             raise UserError(f"--eval-ref {flags.eval_ref}: {len(opened[1])} images; the metrics need {NEIGHBOURS + 1} or more")
         self.inception = load_inception(flags.inception_weights, run.device)

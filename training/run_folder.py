@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.atomic import writable_folder, write_atomically, write_json
+from common.atomic import ANY_TEXT, writable_folder, write_atomically, write_json
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from common.flags import flags_of
@@ -110,7 +110,7 @@ class RunFolder:
 
     def append(self, line):
         """A last line in log.txt, from any process."""
-        with open(self.path / "log.txt", "a") as log:
+        with open(self.path / "log.txt", "a", **ANY_TEXT) as log:
             log.write(f"[{datetime.now():%Y-%m-%d %H:%M:%S}] {line}\n")
 
     def logger(self):
@@ -120,7 +120,7 @@ class RunFolder:
         logger.propagate = False
         logging.raiseExceptions = False  # a full disk must not end the run for want of a log line
         for handler, pattern in (
-            (logging.FileHandler(self.path / "log.txt"), "[%(asctime)s] %(message)s"),
+            (logging.FileHandler(self.path / "log.txt", **ANY_TEXT), "[%(asctime)s] %(message)s"),
             (TqdmHandler(), "[%(asctime)s] %(message)s"),
         ):
             handler.setFormatter(logging.Formatter(pattern, datefmt="%Y-%m-%d %H:%M:%S"))

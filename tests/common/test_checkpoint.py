@@ -188,3 +188,11 @@ def test_a_bare_file_that_is_not_square_is_asked_about():
         recipe_of(state, state)
     args = {"ema": state, "args": {"image_size": "32x64"}}
     assert recipe_of(args, state, image_size="64x128").image_size == "32x64"  # what the file says
+
+
+def test_a_bare_table_without_a_null_row_is_told_by_its_classes():
+    state = SiT(**small(class_dropout_prob=0.0)).state_dict()
+    assert recipe_of(state, state).num_classes == 6  # as published files are
+    recipe = recipe_of(state, state, num_classes=7)
+    assert recipe.num_classes == 7 and recipe.null_class is None
+    load_weights(recipe.build(), state)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from cli import ROOT
 from common.errors import UserError
@@ -102,3 +103,22 @@ def test_what_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"download https://huggingface.co/stabilityai/sd-vae-ft-ema .* --vae") as caught:
         load_autoencoder("ema")
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_each_channel_are_honoured(tmp_path):
+    """latents_mean and latents_std of a config, as diffusers' pipelines do: decoding multiplies and adds them."""
+    vae = AutoencoderKL.from_pretrained(ROOT / "assets" / "digits-vae")
+    numbers = dict(latents_mean=[0.5, -1.0, 0.0, 2.0], latents_std=[1.0, 2.0, 0.5, 3.0])
+    vae.register_to_config(**numbers)
+    vae.save_pretrained(tmp_path / "vae")
+    plain, other = load_autoencoder(str(ROOT / "assets" / "digits-vae")), load_autoencoder(str(tmp_path / "vae"))
+    assert plain.config_hash != other.config_hash
+    mean, std = plain.moments(to_pixels(DigitsDataset(32).images[:2]))
+    x = other.latents(mean, std, torch.ones_like(mean))
+    center, spread = (torch.tensor(values).view(-1, 1, 1) for values in numbers.values())
+    torch.testing.assert_close(x, (mean + std - center) / spread * plain.scale)
+    torch.testing.assert_close(other.decode(x), plain.decode((mean + std) * plain.scale))
+    vae.register_to_config(latents_mean=[0.5])
+    vae.save_pretrained(tmp_path / "bad")
+    with pytest.raises(UserError, match="1 numbers in latents_mean or latents_std for 4 channels"):
+        load_autoencoder(str(tmp_path / "bad"))
