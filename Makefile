@@ -12,7 +12,7 @@ GUIDANCE := --cfg-scale 2.75 --cfg-channels all
 # Multi-process tests on few cores: threads that spin while they wait would slow each other tenfold.
 QUIET := OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: install demo demo-train demo-samples test test-slow lint clean
+.PHONY: install demo demo-train demo-samples test test-slow test-slurm lint clean
 
 install: $(VENV)/installed
 
@@ -43,10 +43,17 @@ demo-samples: install
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
 
 test: install
-	$(QUIET) $(BIN)/python -m pytest -m "not slow"
+	$(QUIET) $(BIN)/python -m pytest -m "not slow and not slurm"
 
 test-slow: install
 	$(QUIET) $(BIN)/python -m pytest -m slow
+
+# As one node on this machine, from Debian's packages; as root.
+test-slurm: install
+	command -v slurmctld slurmd munged > /dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	  slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge > /dev/null; }
+	$(QUIET) $(BIN)/python -m pytest -m slurm
 
 lint: install
 	$(BIN)/ruff check .

@@ -100,7 +100,7 @@ def test_a_photograph_is_upright(tmp_path, orientation):
     assert (load_image(tmp_path / "x.png", 32).permute(1, 2, 0).numpy() == RGB).all()
 
 
-@pytest.mark.parametrize("mode, quality", itertools.product(["RGB", "L", "CMYK"], [75, 95]))
+@pytest.mark.parametrize("mode, quality", list(itertools.product(["RGB", "L", "CMYK"], [75, 95])))
 def test_nothing_changes_for_the_files_of_imagenet(tmp_path, mode, quality):
     """JPEGs of 8 bits without an orientation: to the bit what Pillow's own conversion gives."""
     Image.fromarray(RGB).convert(mode).save(tmp_path / "x.JPEG", quality=quality)
