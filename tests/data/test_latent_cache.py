@@ -231,7 +231,8 @@ def test_unreadable_images_are_skipped_unless_they_are_many(capsys, tmp_path):
     cache = LatentCache(tmp_path / "one")
     assert cache.record["skipped"] == [str(images / "a" / "054.png")]
     assert torch.equal(cache[54][0], cache[55][0]) and cache[54][1] == 1 and cache.name(54).endswith("b/000.png")
-    (images / "b" / "054.png").write_bytes(b"\x89PNG broken")
+    for number in (52, 53, 54):
+        (images / "b" / f"{number:03d}.png").write_bytes(b"\x89PNG broken")
     one_line(call(capsys, "encode_latents", *flags(images, tmp_path / "two")), 1, "more than 1 %", "b/054.png")
     assert killed(flags(images, tmp_path / "three"), 65) and 14 < chunks(tmp_path / "three") < 28  # one in each run
     one_line(call(capsys, "encode_latents", *flags(images, tmp_path / "three")), 1, "more than 1 %", "delete")
