@@ -155,14 +155,7 @@ def test_a_later_version_goes_on_with_what_was_begun(trained, tmp_path, capsys, 
 def test_what_decides_the_images_has_a_name_of_its_own(trained, tmp_path, capsys):
     argv = ["ODE", "--ckpt", trained, "--sampling-method", "euler", "--num-sampling-steps", 2, "--num-fid-samples", 2]
     argv += ["--sample-dir", tmp_path, "--no-png"]
-    runs = [
-        [],
-        ["--weights", "model"],
-        ["--sample-eps", 0.1],
-        ["--global-seed", 1],
-        ["--cfg-scale", 2],
-        ["--labels", "balanced"],
-    ]
+    runs = [[], ["--weights", "model"], ["--sample-eps", 0.1], ["--global-seed", 1], ["--cfg-scale", 2]]
     runs += [["--cfg-scale", 2, "--guidance-weights", "model"], ["--class-labels", "1,2"], ["--labels", "balanced"]]
     for more in runs:
         assert call(capsys, "sample_ddp", *argv, *more).code == 0

@@ -189,6 +189,7 @@ def test_bf16_samples_with_a_float32_time(trained):
     assert model.pos_embed.dtype == model.y_embedder.embedding_table.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_a_compiled_pipeline_samples_and_scores(pipe, trained):
     compiled = Pipeline.load(trained, compile=True)
     images = pipe.sample([3, 1], solver=FEW)

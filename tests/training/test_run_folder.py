@@ -48,6 +48,7 @@ SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 
 SMALL += ["--log-every", 1, "--sample-every", 1000, "--resume"]
 
 
+@pytest.mark.slow
 def test_a_wandb_run_is_resumed_and_a_complete_one_is_not_opened(tmp_path):
     flags = [*SMALL, "--results-dir", tmp_path, "--wandb"]
     quiet = dict(WANDB_MODE="offline", WANDB_KEY="", WANDB_SILENT="true")
