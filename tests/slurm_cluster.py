@@ -113,17 +113,20 @@ class Cluster:
         return match[1]
 
     def finish(self, job, seconds, explain):
-        """Until a job is complete; when it is requeued it starts at once, where Slurm would let it wait for two minutes, and
-        with time enough."""
-
-        hastened = 0.0
+        """Until a job is complete. A requeued one is started early, since Slurm would let it wait for two minutes, and given
+        time enough; but not in the seconds after it was requeued, whose credential is revoked."""
+        hasten_at = None
 
         def is_complete():
-            nonlocal hastened
-            if self.state(job) == "PENDING" and time.time() - hastened > 10:  # each call puts the start off a little
-                self.call("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=20")
-                hastened = time.time()
-            return self.state(job) == "COMPLETED"
+            nonlocal hasten_at
+            state = self.state(job)
+            assert state != "FAILED", explain()
+            if state == "PENDING":
+                hasten_at = hasten_at or time.time() + 5
+                if time.time() > hasten_at:
+                    self.call("scontrol", "update", f"JobId={job}", "StartTime=now", "TimeLimit=20")
+                    hasten_at = time.time() + 30
+            return state == "COMPLETED"
 
         self.wait(is_complete, seconds, explain)
 
