@@ -12,6 +12,7 @@ import signal
 import sys
 from dataclasses import fields
 
+from common.cores import share_cores
 from common.errors import UsageError, UserError
 from common.precision import PRECISIONS
 from common.sizes import canonical
@@ -204,6 +205,7 @@ def run(main, prog):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files that the locale cannot write
+    share_cores()
     try:
         sys.exit(main())
     except (UserError, SolverError) as error:
