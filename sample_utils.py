@@ -1,5 +1,8 @@
 """Flags that sample.py and sample_ddp.py share, and the library's objects that they turn into."""
 
+import os
+import sys
+
 from common.errors import UsageError
 from inference import ODE, SDE, Guidance
 from train_utils import (
@@ -118,6 +121,11 @@ def pipeline_from(args, device, precision):
 
     if args.ckpt is None and (args.model, args.image_size, args.num_classes) != ("SiT-XL/2", 256, 1000):
         raise UsageError("--ckpt is missing: published weights are there only for SiT-XL/2 at 256 px and 1000 classes")
+    if precision == "bf16" and device.type == "cpu" and os.environ.get("RANK", "0") == "0":
+        from common.machine import slow_bf16
+
+        if warning := slow_bf16(device):
+            print(f"WARNING: {warning}", file=sys.stderr, flush=True)
     names = ("model", "image_size", "num_classes", *vars(transport_settings(args)))
     return Pipeline.load(
         args.ckpt,

@@ -36,6 +36,16 @@ def matrix_peak(device, precision, sizes=None, turns=20, seconds=0.5):
     return best
 
 
+def slow_bf16(device, peak=None):
+    """One line where bf16 is much slower than fp32, as on CPUs without instructions for it, else None. peak: of bf16, where
+    it has been measured."""
+    fp32, bf16 = matrix_peak(device, "fp32"), peak or matrix_peak(device, "bf16")
+    if fp32 < 1.5 * bf16:  # or near to it: both are measurements
+        return None
+    times = f"{fp32 / bf16:.3g} times slower in bf16 than in fp32"
+    return f"this {device.type} multiplies matrices {times}; --precision fp32 is faster here"
+
+
 class PeakMemory:
     """The most bytes in use since it was made, above what was in use then: by tensors on a GPU, else by the process.
 

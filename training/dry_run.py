@@ -6,7 +6,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.machine import PeakMemory, matrix_peak, synchronize
+from common.machine import PeakMemory, matrix_peak, slow_bf16, synchronize
 from common.sizes import height_width
 from costs import PEAKS, all_reduced_bytes, cache_bytes, forward_flops, gb, hours, step_flops, training_bytes
 
@@ -36,6 +36,8 @@ class DryRun:
         known = f"{gb(activations)} activations" if not math.isnan(activations) else "activations unknown for these blocks"
         self._print("model", f"{flags.model}, latents {run.recipe.latent_shape}, {count:,} parameters")
         self._print("batch", f"{batch} images on {processes} process(es), {run.micro} at a time, {run.precision}")
+        if run.precision == "bf16" and (warning := slow_bf16(run.device, self.peak)):
+            self._print("warning", warning)
         self._print("forward", f"{forward_flops(network) / 1e9:.3g} GFLOP an image")
         self._print("training step", f"{self.flops / 1e12:.3g} TFLOP")
         self._print("memory", f"{gb(states)} states + {known} a process, uncompiled")
@@ -75,7 +77,7 @@ class DryRun:
 
     def finish(self, line):
         speed = self.flops / self.run.world.size / self.seconds
-        share = f"{speed / 1e12:.3g} TFLOP/s ({speed / self.peak:.0%} of what its matrix products reach)"
+        share = f"{speed / 1e12:.3g} TFLOP/s ({speed / max(self.peak, speed):.0%} of what its matrix products reach)"
         took = f"{self.seconds:.2f} s; in a process, {share} and {gb(self.memory.read())} at the peak"
         self._print("first step", f"{took}; it includes warming up")
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
-from common.machine import matrix_peak
+from common.machine import matrix_peak, slow_bf16
 from costs import step_flops
 from inference import ODE, Guidance
 from inference.pictures import save_picture
@@ -65,9 +65,8 @@ class Monitor:
         # The arithmetic of a step in this process, and the rate at which it could be done.
         self.flops = step_flops(backbone_on_paper(run.recipe), run.batch, flags.grad_checkpointing)
         self.peak = matrix_peak(world.device, run.precision)
-        if run.precision == "bf16" and (fp32 := matrix_peak(world.device, "fp32")) > self.peak:
-            times = f"{fp32 / self.peak:.3g} times slower than in fp32"
-            self.log(f"WARNING: this {world.device.type} multiplies matrices {times} in bf16; --precision fp32 is faster here")
+        if run.precision == "bf16" and (warning := slow_bf16(world.device, self.peak)):
+            self.log(f"WARNING: {warning}")
         self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
         if world.is_main:
             count = sum(p.numel() for p in trainer.trained)

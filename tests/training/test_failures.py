@@ -5,8 +5,10 @@ import sys
 import time
 
 import pytest
+import torch
 
-from cli import DIGITS, ENV, ROOT
+from cli import DIGITS, ENV, ROOT, launch
+from common.checkpoint import load_checkpoint
 
 FLAGS = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 2, "--max-steps", 50]
 FLAGS += ["--ckpt-every", 2, "--sample-every", 3, "--log-every", 1]
@@ -56,3 +58,76 @@ def test_no_failure_leaves_a_process_behind(place, processes, tmp_path):
         time.sleep(0.1)
     assert not descendants(str(file))
     assert "FAILED: ZeroDivisionError" in next(tmp_path.glob("r/*/log.txt")).read_text()
+
+
+# Each attempt at the run fails in a way of its own, drawn from its number, until FAILURES have been: of which process, where,
+# at which call, and how. An attempt begins when nothing of the last one is left, but for a few seconds in which loading
+# processes of a killed one find that out.
+FAILURES = 20
+MANY = """
+import os, random, signal, subprocess, sys, time
+sys.path.insert(0, {root!r})
+import torch
+import train, training.trainer, training.monitor, training.run, inference.pipeline, data.images
+from train_utils import run
+
+attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
+until = time.time() + 10
+if rank == 0:  # torchrun, two processes of training, and none of the loaders' yet
+    while len(left := subprocess.run(["pgrep", "-f", "[t]imes_broken"], capture_output=True, text=True).stdout.split()) > 3:
+        assert time.time() < until, f"left behind: {{left}}"
+        time.sleep(0.1)
+
+def leave():
+    raise ZeroDivisionError("broken on purpose")
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+PLACES = [
+    (torch.optim.AdamW, "step", 30), (training.trainer, "draw_step", 30), (data.images.DigitsDataset, "__getitem__", 100),
+    (training.monitor, "save_checkpoint", 10), (os, "replace", 10), (inference.pipeline.Pipeline, "draw", 4),
+    (training.monitor.Monitor, "report", 10), (training.trainer.Trainer, "_continue", 1), (training.run, "plan_run", 1),
+]
+chance = random.Random(attempt)
+owner, name, most = chance.choice(PLACES)
+who, calls, how = chance.randrange(2), chance.randint(1, most), chance.choice([leave, kill])
+if os.path.basename(getattr(owner, "__file__", "")) in ("monitor.py", "os.py") or name == "draw":
+    who = 0  # the main process saves and draws
+original, count = getattr(owner, name), 0
+
+def breaks(*args, **kwargs):
+    global count
+    count += 1
+    if count == calls:
+        with open({told!r}, "a") as file:
+            file.write(f"{{attempt}}: {{name}} of rank {{rank}}, call {{calls}}: {{how.__name__}}\\n")
+        how()
+    return original(*args, **kwargs)
+
+if attempt < {failures} and rank == who:
+    setattr(owner, name, breaks)
+arguments = train.make_parser().parse_args()
+run(lambda: train.main(arguments), "train.py")
+"""
+
+
+@pytest.mark.slow
+def test_twenty_failures_leave_no_process_and_the_run_ends_as_if_they_had_not_been(tmp_path):
+    flags = [*FLAGS, "--max-steps", 500, "--ckpt-every", 5, "--keep-last", 2, "--sample-every", 10]
+    assert launch("train", *flags, "--results-dir", tmp_path / "straight", processes=2).code == 0
+    file, told = tmp_path / "times_broken.py", tmp_path / "told"
+    file.write_text(MANY.format(root=str(ROOT), told=str(told), failures=FAILURES))
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"--max-restarts={FAILURES}"]
+    argv += [str(file), "--resume", *map(str, flags), "--results-dir", str(tmp_path / "broken")]
+    done = subprocess.run(argv, capture_output=True, text=True, env=ENV, timeout=1200)
+    assert done.returncode == 0, done.stderr[-5000:]
+    print(told.read_text())
+    assert {int(line.split(":")[0]) for line in told.read_text().splitlines()} == set(range(FAILURES))
+    assert "left behind" not in done.stderr and not descendants(str(file))
+    ours, straight = (
+        load_checkpoint(next(tmp_path.glob(f"{name}/*/checkpoints/0000500.pt"))) for name in ("broken", "straight")
+    )
+    for part in ("model", "ema"):
+        assert all(torch.equal(ours[part][key], value) for key, value in straight[part].items()), part
+    assert not list(tmp_path.rglob("*.tmp"))
