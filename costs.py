@@ -13,7 +13,6 @@ from functools import lru_cache
 
 import torch
 import torch.nn as nn
-from diffusers import AutoencoderKL
 from timm.models.vision_transformer import Attention, Mlp
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -115,6 +114,8 @@ def hours(network, steps, gpu, precision="bf16", batch=256, gpus=8, share=0.4, c
 
 def autoencoder_flops(image_size):
     """FLOPs of Stable Diffusion's encoder and decoder for one image, counted on tensors that hold no data."""
+    from diffusers import AutoencoderKL  # seconds to import, for one table
+
     with torch.device("meta"):
         vae, pixels = AutoencoderKL(**SD_AUTOENCODER), torch.empty(1, 3, image_size, image_size)
         with FlopCounterMode(display=False) as encode:

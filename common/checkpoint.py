@@ -73,10 +73,10 @@ def weights_of(content, path="file", name=None):
     return content
 
 
-def load_weights(model, state, path="file"):
-    """Load a state dict strictly. Raises UserError with the first mismatch."""
+def load_weights(model, state, path="file", **options):
+    """Load a state dict strictly, with load_state_dict's options. Raises UserError with the first mismatch."""
     try:
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True, **options)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"--ckpt {path}: the weights do not fit the model: {' '.join(lines[1:2])}") from error

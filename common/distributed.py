@@ -7,6 +7,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from .errors import UserError
+
 
 @dataclass
 class World:
@@ -33,6 +35,19 @@ class World:
         result = call() if self.is_main else None
         self.barrier()
         return result if self.is_main else call()
+
+    def from_main(self, call):
+        """call()'s picklable value, made by the main process alone. A UserError of it is raised by every process."""
+        made = error = None
+        if self.is_main:
+            try:
+                made = call()
+            except UserError as raised:
+                error = raised
+        made, error = self.broadcast((made, error))
+        if error is not None:
+            raise error
+        return made
 
     def sum(self, tensor):
         """Sum over the processes, in place where there are several."""

@@ -4,9 +4,12 @@ import argparse
 import math
 from dataclasses import asdict, dataclass, field, fields
 
+import torch
+
 from models import SIT_CONFIGS, SiT, SiT_models
 from transport import TransportSettings
 
+from .checkpoint import load_weights
 from .errors import UsageError, UserError
 from .sizes import height_width
 
@@ -148,3 +151,18 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
     except ValueError as error:
         raise UserError(f"--ckpt {path}: its args make no sense here ({error})") from error
     return Recipe(name, model_args, image_size, vae=flags.get("vae"), transport=transport)
+
+
+def build_with(recipe, state, path="file"):
+    """The network of a recipe with these weights, float32 on the CPU. Raises UserError where they do not fit.
+
+    No weights are drawn, only to be replaced: that takes longer than to load them. The memory is the network's own, where the
+    state's may be a mapped file.
+    """
+    with torch.device("meta"):
+        model = recipe.build()
+    own = {name: value.to(torch.float32, copy=True) if torch.is_tensor(value) else value for name, value in state.items()}
+    load_weights(model, own, path, assign=True)
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # buffers that no file holds
+        model = load_weights(recipe.build(), own, path)
+    return model

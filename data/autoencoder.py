@@ -10,8 +10,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
-from huggingface_hub.utils import logging as hub_logging
 
 from common.errors import UserError
 
@@ -119,6 +117,9 @@ def load_autoencoder(name):
         raise UserError(
             f"--vae {name}: no autoencoder there (no config.json); give ema, mse, none, or a folder in diffusers' format"
         )
+    from diffusers import AutoencoderKL  # seconds to import, and pixel space needs none of it
+    from huggingface_hub.utils import logging as hub_logging
+
     hub_logging.set_verbosity_error()  # its retries without network are a page long; ours is one line
     try:
         with warnings.catch_warnings():

@@ -1,6 +1,8 @@
 """Images for training and encoding: what a data set is, folders, and the handwritten digits that need no download."""
 
 import gzip
+import os
+from bisect import bisect_right
 from collections import Counter
 from importlib import resources
 from pathlib import Path
@@ -14,6 +16,8 @@ from torchvision.transforms.functional import pil_to_tensor
 from common.errors import UsageError, UserError
 from common.pixels import center_crop, image_endings, is_image, scan, to_rgb
 from common.sizes import height_width
+
+from .names import Names
 
 DIGITS = "builtin:digits"
 SPLITS = {"train", "val", "valid", "validation", "test"}
@@ -58,33 +62,37 @@ class FolderDataset(ImageData):
         if self.classes and set(self.classes) <= SPLITS:
             found = " and ".join(self.classes)
             raise UserError(f"--data-path {root}: {found} are parts of a data set, not classes; give one of them")
-        self.samples, passed_over = [], Counter()
-        for label, name in enumerate(self.classes):
-            files, others = scan(root / name)
+        self.folders, self.files, self.ends, passed_over = [str(root / name) for name in self.classes], Names(), [], Counter()
+        for name, folder in zip(self.classes, self.folders):
+            files, others = scan(folder)
             if not files:
                 raise UserError(f"--data-path {root}: no images in the class folder {name}{_listed(others)}")
-            self.samples += [(file, label) for file in files]
+            self.files.extend(file[len(folder) :] for file in files)
+            self.ends.append(len(self.files))
             passed_over += others
-        if not self.samples:
+        if not self.files:
             raise UserError(f"--data-path {root}: no class folders of images in it")
         self.note = f"passed over{_listed(passed_over)}" if passed_over else None
 
     def __len__(self):
-        return len(self.samples)
+        return len(self.files)
+
+    def label(self, index):
+        return bisect_right(self.ends, index)
 
     def name(self, index):
-        return self.samples[index][0]
+        return self.folders[self.label(index)] + self.files[index]
 
     def __getitem__(self, index):
-        path, label = self.samples[index]
-        return load_image(path, self.image_size), label
+        return load_image(self.name(index), self.image_size), self.label(index)
 
 
 class FlatFolder(ImageData):
     """Images of one folder, in sorted order, without labels (0)."""
 
     def __init__(self, root, image_size):
-        self.files, self.image_size = sorted(file for file in Path(root).iterdir() if is_image(file.name)), image_size
+        self.root, self.image_size = Path(root), image_size
+        self.files = Names(sorted(entry.name for entry in os.scandir(root) if is_image(entry.name)))
         if not self.files:
             raise UserError(f"--data-path {root}: no images in it ({' '.join(sorted(image_endings()))})")
 
@@ -92,10 +100,10 @@ class FlatFolder(ImageData):
         return len(self.files)
 
     def name(self, index):
-        return str(self.files[index])
+        return str(self.root / self.files[index])
 
     def __getitem__(self, index):
-        return load_image(self.files[index], self.image_size), 0
+        return load_image(self.name(index), self.image_size), 0
 
 
 def _listed(others):

@@ -83,6 +83,7 @@ class LatentCache(ImageData):
         count, sides = record["count"], self._latent_sides(file)
         shape = (count, record["variants"], 2, record["channels"], *sides)
         self.moments = open_array(self.path / MOMENTS, shape, np.float16)
+        self.file = open(self.path / MOMENTS, "rb", buffering=0)  # noqa: SIM115, for as long as the data set is
         self.labels = open_array(self.path / LABELS, (count,), np.int64)
         self.names = open_array(self.path / NAMES, (count,), np.bytes_)
         self.classes, self.mirrors = record["classes"], record["variants"] == 2
@@ -106,7 +107,18 @@ class LatentCache(ImageData):
         return os.fsdecode(self.names[index])
 
     def __getitem__(self, index):
-        return torch.from_numpy(np.array(self.moments[index])), int(self.labels[index])
+        return torch.from_numpy(self._read(index)), int(self.labels[index])
+
+    def _read(self, index):
+        """Moments by one read of just their bytes: a mapped file is read ahead, which random access has no use of."""
+        item = np.empty(self.moments.shape[1:], self.moments.dtype)
+        try:
+            got = os.preadv(self.file.fileno(), [item.data.cast("B")], self.moments.offset + index * item.nbytes)
+        except OSError as error:
+            raise UserError(f"cannot read item {index} of {self.path / MOMENTS}: {error}") from error
+        if got != item.nbytes:
+            raise UserError(f"{self.path / MOMENTS} ends within item {index}: {AGAIN}")
+        return item
 
     def check(self, image_size, autoencoder):
         """Raises UsageError unless the latents are this autoencoder's, of images of this size."""

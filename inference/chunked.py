@@ -124,10 +124,19 @@ def keep_chunk(store, chunk, arrays, png_folder):
         store.save(chunk, **arrays)
 
 
+def make_chunk(work, store, chunk):
+    """The arrays of a chunk. For a compiled network a last one that is smaller is filled up with its last item, which is
+    thrown away: another size of batch would be compiled anew."""
+    indices = list(store.indices(chunk))
+    fill = store.size - len(indices) if work.pipeline.compile and store.count > 1 else 0
+    arrays = work.make(indices + indices[-1:] * fill)
+    return {name: value[: len(indices)] if np.ndim(value) else value for name, value in arrays.items()}
+
+
 def make_chunks(work, store, own, show):
     """Make the chunks called own and write them in a thread, so that the device does the next one meanwhile."""
     progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if show else True, unit="image")
     with written_behind() as write, progress:
         for chunk in own:
-            write(keep_chunk, store, chunk, work.make(store.indices(chunk)), getattr(work, "png_folder", None))
+            write(keep_chunk, store, chunk, make_chunk(work, store, chunk), getattr(work, "png_folder", None))
             progress.update(len(store.indices(chunk)))

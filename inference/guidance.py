@@ -8,12 +8,13 @@ class GuidedNetwork(nn.Module):
     """(x, t, y) -> output, guided as a Guidance says; of that scale 1 is the bare model. Counts its network calls.
 
     Without a weak model this is classifier-free guidance: one call on twice the batch. With one it is autoguidance: one
-    call of each. Outside of the guidance's interval the bare network runs.
+    call of each. Outside of the guidance's interval the bare network runs. compiled: whether one of them went through
+    compile_network; without, nothing of the compiler is imported.
     """
 
-    def __init__(self, model, guidance, null_class=None, weak=None):
+    def __init__(self, model, guidance, null_class=None, weak=None, compiled=False):
         super().__init__()
-        self.model, self.weak = model, weak
+        self.model, self.weak, self.compiled = model, weak, compiled
         self.guidance, self.null_class = guidance, null_class
         self.calls = 0
 
@@ -27,9 +28,11 @@ class GuidedNetwork(nn.Module):
     def forward(self, x, t, y):
         self.calls += 1
         scale, channels = self.guidance.scale, self.guidance.channels
-        torch.compiler.cudagraph_mark_step_begin()
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()
         if not self._acts(t):
-            return self.model(x, t, y).clone()  # a CUDA graph writes its next output over this one
+            out = self.model(x, t, y)
+            return out.clone() if self.compiled else out  # a CUDA graph writes its next output over this one
         if self.weak is None:
             both = torch.cat([y, torch.full_like(y, self.null_class)])
             out = self.model.forward_with_cfg(torch.cat([x, x]), torch.cat([t, t]), both, scale, channels)

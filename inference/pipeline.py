@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import load_checkpoint, load_weights, weights_of
+from common.checkpoint import load_checkpoint, weights_of
 from common.errors import UsageError, UserError, as_usage_error
 from common.precision import set_precision
-from common.recipe import Recipe, recipe_of
+from common.recipe import Recipe, build_with, recipe_of
 from common.sizes import image_size_of, latent_shape
 from common.streams import SampleStreams
 from data.autoencoder import to_uint8
@@ -92,7 +92,7 @@ class Pipeline:
             found = f"{path} was trained on {recipe.latent_shape}"
             raise UsageError(f"--vae {autoencoder.name} makes latents of {shape}, but {found}")
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        model = load_weights(recipe.build(), state, path).to(device=device, dtype=dtype).eval().requires_grad_(False)
+        model = build_with(recipe, state, path).to(device=device, dtype=dtype).eval().requires_grad_(False)
         model.t_embedder.float()  # as in training: bfloat16 cannot tell neighbouring times apart
         decoding = check_decoding(decoding, autoencoder)
         return cls(path, recipe, model, transport, autoencoder, device, precision, compile, decoding)
@@ -103,7 +103,7 @@ class Pipeline:
 
     def network(self, guidance=Guidance(), gradients=False):  # noqa: B008
         """The guided model, for any (x, t, y) -> output. Raises UsageError where this model cannot be guided so."""
-        weak = guidance.weak
+        weak, compiled = guidance.weak, self.compile
         if weak is not None:
             for what in ("image_size", "num_classes", "vae_hash", "transport"):
                 ours, theirs = getattr(self.recipe, what), getattr(weak.recipe, what)
@@ -111,12 +111,12 @@ class Pipeline:
                     ours, theirs = ((s.path_type, s.prediction) for s in (ours, theirs))
                 if ours != theirs:
                     raise UsageError(f"--guidance-ckpt {weak.path} has {what} {theirs}, but {self.path} has {ours}")
-            weak = weak._callable(gradients)
+            compiled, weak = self.compile or weak.compile, weak._callable(gradients)
         elif guidance.scale != 1 and self.recipe.null_class is None:
             raise UsageError(
                 f"--cfg-scale {guidance.scale}: {self.path} was trained without a null class, so only 1 is possible"
             )
-        return GuidedNetwork(self._callable(gradients), guidance, self.recipe.null_class, weak)
+        return GuidedNetwork(self._callable(gradients), guidance, self.recipe.null_class, weak, compiled)
 
     def _callable(self, gradients):
         if self.compile and self._compiled.get("gradients") is not gradients:

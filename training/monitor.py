@@ -164,8 +164,8 @@ class Monitor:
         labels = [i % self.flags.num_classes for i in range(SAMPLES)]
         try:
             latents = pipe.draw(labels, seed=self.flags.global_seed, solver=ODE(), guidance=Guidance(scale))[-1]
-        except (SolverError, UserError) as error:
-            self.log(f"WARNING: no sample picture: {error}")
+        except (SolverError, UserError, torch.cuda.OutOfMemoryError) as error:  # the step itself may well fit
+            self.log(f"WARNING: no sample picture: {str(error).splitlines()[0]}")
             return
         file = self.folder.samples / f"{step:07d}.png"
         self.attempt(file, save_picture, pipe.decode(latents), file, columns=4)

@@ -64,6 +64,11 @@ def _fitting(state, weight):
     return state
 
 
+def _own(state):
+    """In memory of its own: a checkpoint's is a mapped file, which would be held open for as long as the run goes on."""
+    return {name: value.clone() if torch.is_tensor(value) else value for name, value in state.items()}
+
+
 def load_optimizer(optimizer, content, objective, path):
     """Load "opt" of a checkpoint's content, also a published one, which counts the fixed pos_embed among its parameters.
 
@@ -85,7 +90,7 @@ def load_optimizer(optimizer, content, objective, path):
         moments = {}
         for new, old in enumerate(place for group in places for place in group):
             if old in state["state"]:
-                moments[new] = _fitting(state["state"][old], trained[new])
+                moments[new] = _own(_fitting(state["state"][old], trained[new]))
         # Before loading, which puts the step counts where the kernels want them: on the device, for fused ones.
         kept = ("params", *KERNELS)
         groups = [g | s | {key: g[key] for key in kept if key in g} for g, s in zip(now, saved)]

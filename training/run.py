@@ -82,12 +82,12 @@ def plan_run(flags, transport_settings):
     transport = Transport(transport_settings)
     with as_usage_error():
         _ = transport.train_interval, transport.ode_interval  # of the pictures drawn while training too
-    dataset = open_dataset(flags.data_path, flags.image_size)
+    dataset = world.from_main(lambda: open_dataset(flags.data_path, flags.image_size))  # a million files are listed once
     if not dataset.classes:
         raise UsageError(f"--data-path {flags.data_path}: its images are in no class folders")
     if len(dataset.classes) != flags.num_classes:
         raise UsageError(f"--num-classes {flags.num_classes}: {flags.data_path} has {len(dataset.classes)} classes")
-    autoencoder = load_autoencoder(flags.vae).to(world.device)
+    autoencoder = world.main_first(lambda: load_autoencoder(flags.vae)).to(world.device)
     dataset.check(flags.image_size, autoencoder)
     channels, height, width = latent_shape(flags.image_size, autoencoder, config["patch_size"])
     model_args = config | dict(

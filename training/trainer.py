@@ -8,6 +8,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.checkpoint import load_weights, weights_of
 from common.flags import flags_of
+from common.recipe import build_with
 from common.signals import Stop
 from data.images import to_latents
 from data.loader import read_ahead
@@ -23,6 +24,18 @@ from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
 CONTENT = ("args", "optimizer", "step", "num_images", "recipe")  # of a checkpoint, beside the states
 
 
+def compile_blocks(model):
+    """torch.compile a backbone block by block, in place; one that has no blocks as a whole.
+
+    The blocks share one graph, which takes a fraction of the time to compile. Gradients of a block are ready, and on their
+    way to the other processes, while the ones before it are still computed, so DDP need not cut the graph at the borders
+    of its buckets.
+    """
+    torch._dynamo.config.optimize_ddp = False
+    for part in getattr(model, "blocks", None) or [model]:
+        part.compile()
+
+
 class Trainer:
     """Model, averages, optimizer and data of a Run, from where it starts; take_step trains on one batch.
 
@@ -32,7 +45,7 @@ class Trainer:
     def __init__(self, run, monitor):
         self.run, self.stop, self.step = run, Stop(), 0
         torch.manual_seed(run.flags.global_seed)  # the same initial weights on every process
-        model = run.recipe.build().to(run.device)
+        model = (self._first_weights() if run.content else run.recipe.build()).to(run.device)
         self.averages = Averages(model, run.flags.ema_decay)
         model.grad_checkpointing = run.flags.grad_checkpointing
         self.objective = make_objective(model, run.transport, run.flags).to(run.device)
@@ -59,6 +72,11 @@ class Trainer:
     def is_complete(self):
         return self.step >= self.run.total_steps
 
+    def _first_weights(self):
+        """The model of the checkpoint that the run starts from: published files have an EMA alone."""
+        content, path = self.run.content, self.run.path
+        return build_with(self.run.recipe, content.get("model") or weights_of(content, path), path)
+
     def _continue(self, log):
         """Load each state from the checkpoint's; what it lacks starts from its weights, or anew, as the log says."""
         content, path = self.run.content, self.run.path
@@ -79,11 +97,9 @@ class Trainer:
         """Compile, wrap and connect what the steps need; the loader's processes live as long as the block."""
         run, flags = self.run, self.run.flags
         if flags.compile:
-            self.objective.model.compile()
+            compile_blocks(self.objective.model)
         self.forward = self.objective
         if run.world.distributed:
-            if flags.compile and flags.grad_checkpointing:  # whose graph cannot be cut at the borders of DDP's buckets
-                torch._dynamo.config.optimize_ddp = False
             device_ids = [run.device.index] if run.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.objective, device_ids=device_ids, gradient_as_bucket_view=True)
         ends, share = (self.step, run.total_steps), (run.world.rank, run.world.size)

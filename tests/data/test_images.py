@@ -133,7 +133,11 @@ def test_class_folders_are_read_as_torchvision_reads_them(tmp_path):
     for name in ("b/deep/0.png", "b/deep/er/9.png", "b/-1.PNG", "a/10.png"):
         Image.new("RGB", (8, 8)).save(root / name)
     ours, theirs = FolderDataset(root, 8), ImageFolder(root)
-    assert ours.samples == theirs.samples and ours.classes == theirs.classes and ours.note is None
+    assert (
+        [(ours.name(i), ours.label(i)) for i in range(len(ours))] == theirs.samples
+        and ours.classes == theirs.classes
+        and ours.note is None
+    )
 
 
 def test_what_is_no_data_is_passed_over_and_counted(tmp_path):

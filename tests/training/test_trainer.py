@@ -1,6 +1,9 @@
 """What is trained, saved and logged: states by their names, several averages, an objective of one's own."""
 
 import csv
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import torch
 import torch.nn as nn
 from PIL import Image
 
-from cli import DIGITS, call, launch, one_line
+from cli import DIGITS, ENV, ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
 from inference import ODE, Guidance, Pipeline
 from training import trainer
@@ -209,3 +212,48 @@ def test_images_that_are_not_square(tmp_path, capsys):
     assert call(capsys, "sample_ddp", "SDE", *flags, "--num-sampling-steps", 3).code == 0
     assert np.load(next((tmp_path / "s").glob("*.npz")))["arr_0"].shape == (3, 32, 64, 3)
     one_line(call(capsys, "train", *SMALL, *wide, "--image-size", "32x60"), 2, "--image-size 32x60", "multiple of 8")
+
+
+IMPORTS = """
+import sys
+sys.path.insert(0, {root!r})
+import train
+from train_utils import run
+
+def show():
+    maps = open("/proc/self/maps").read()
+    print("MAPPED", sum(line.endswith(".pt") for line in maps.splitlines()))
+    print("COMPILER", "torch._inductor.cudagraph_trees" in sys.modules)
+
+import training.trainer
+step = training.trainer.Trainer.take_step
+
+def take_step(self, *args):
+    if self.step == 8:
+        show()
+    return step(self, *args)
+
+training.trainer.Trainer.take_step = take_step
+arguments = train.make_parser().parse_args()
+run(lambda: train.main(arguments), "train.py")
+"""
+
+
+def test_a_run_that_goes_on_has_let_go_of_its_checkpoint_and_imports_no_compiler(trained, tmp_path):
+    (tmp_path / "show.py").write_text(IMPORTS.format(root=str(ROOT)))
+    flags = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
+    argv = [*flags, "--max-steps", 8, "--ckpt", trained, "--results-dir", tmp_path / "r", "--sample-every", 7]
+    done = subprocess.run([sys.executable, tmp_path / "show.py", *map(str, argv)], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0, done.stderr
+    assert re.findall("MAPPED.*|COMPILER.*", done.stdout) == ["MAPPED 0", "COMPILER False"]
+
+
+def test_no_memory_for_a_picture_is_a_warning(tmp_path, capsys, monkeypatch):
+    def draw(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("inference.pipeline.Pipeline.draw", draw)
+    flags = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--max-steps", 2]
+    result = call(capsys, "train", *flags, "--sample-every", 1, "--results-dir", tmp_path)
+    assert result.code == 0, result.err
+    assert result.out.count("WARNING: no sample picture: CUDA out of memory") == 2
