@@ -33,7 +33,7 @@ demo-train: install
 
 # Sample i is of class i mod 10, so 200 samples are 20 of each digit.
 demo-samples: install
-	ckpt=$$(ls $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1); \
+	ckpt=$$(ls -v $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1); \
 	for mode in "ODE --sampling-method dopri5" "SDE --num-sampling-steps 60"; do \
 	  $(BIN)/python sample_ddp.py $$mode --ckpt $$ckpt $(GUIDANCE) --class-labels 0 1 2 3 4 5 6 7 8 9 \
 	    --num-fid-samples 200 --per-proc-batch-size 100 --no-png --sample-dir $(DEMO)/samples \

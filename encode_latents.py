@@ -60,6 +60,8 @@ def main(args):
     if world.is_main:
         gigabytes = math.prod(shape) * 2 / 1e9  # float16
         print(f"{folder}: {len(dataset):,} images, moments of shape {shape}, {gigabytes:.3g} GB", flush=True)
+        if dataset.note:
+            print(f"{args.data_path}: {dataset.note}", flush=True)
     with writing(folder, "--out"):
         done = world.broadcast(begin(folder, record, store, shape) if world.is_main else None)
     if not done:

@@ -7,7 +7,6 @@ The metrics are those of ADM's evaluation suite (Dhariwal & Nichol, arXiv 2105.0
 """
 
 import hashlib
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from common.errors import UsageError, UserError
 from common.flags import flags_of
 from common.precision import PRECISIONS
-from train_utils import Parser, image_size, positive_int, run
+from train_utils import Parser, image_size, positive_int, run, warn, warn_of_bf16
 
 
 def make_parser():
@@ -63,7 +62,7 @@ def show(results, num_samples, reference, precision="fp32"):
         "no precision and recall: the reference has neither images nor their features": reference.features is None,
     }
     for warning in (line for line, holds in warnings.items() if holds):
-        print(f"evaluate.py: warning: {warning}", file=sys.stderr)
+        warn(warning)
     for name, value in zip(("FID", "sFID", "Inception Score", "Precision", "Recall"), results.values()):
         print(f"{name:15} {'-' if value is None else f'{value:.4f}':>10}")
 
@@ -81,13 +80,16 @@ def main(args):
     world = distributed.setup()
     set_precision(args.precision, world.device)
     samples = open_images(args.samples, image_size=args.image_size)
-    opened = open_reference(args.ref, args.image_size)
+    opened = open_reference(args.ref, args.image_size, warn)
     for path, images in ((args.samples, samples), (args.ref, opened[1])):
         if images is not None and len(images) <= NEIGHBOURS:
             raise UserError(f"{path}: {len(images)} images; the metrics need {NEIGHBOURS + 1} or more")
     check_outputs(args)
+    warn_of_bf16(world.device, args.precision)
     inception = load_inception(args.inception_weights, world.device)
     measure = partial(shared_features, inception=inception, batch_size=args.batch_size, world=world)
+    for note in {getattr(images, "note", None) for images in (samples, opened[1])} - {None}:
+        warn(note)
     started = time.time()
     with torch.autocast(world.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
         features = measure(samples, title="samples")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from sample_utils import check_likelihood_args, guidance_from, parse_modes, pipeline_from, solver_from
-from train_utils import Listed, Parser, check_given, positive_int, run, seed
+from train_utils import Listed, Parser, check_given, positive_int, run, seed, warn
 
 IMAGENET_CLASSES = (207, 360, 387, 974, 88, 979, 417, 279)  # golden retriever, otter, ... as in the published picture
 
@@ -112,6 +112,8 @@ def main(args):
     from data.sources import LabelledImages, spread
 
     dataset = LabelledImages(args.data_path, pipe.recipe)
+    if dataset.note:
+        warn(f"{args.data_path}: {dataset.note}")
     indices, started = spread(len(dataset), args.num_images), time.time()
     (print_likelihood if args.likelihood else encode)(args, pipe, dataset, indices, settings)
     print(f"{len(indices)} images, {pipe.calls} network calls, {time.time() - started:.1f} s")

@@ -18,7 +18,7 @@ from common.errors import UsageError
 from common.flags import flags_of
 from inference.presets import PRESETS, settings_of
 from sample_utils import check_likelihood_args, guidance_from, parse_modes, pipeline_from, solver_from
-from train_utils import Listed, Parser, check_given, free, positive_int, run, seed
+from train_utils import Listed, Parser, check_given, free, positive_int, run, seed, warn
 
 
 def make_parser():
@@ -91,6 +91,8 @@ def make_work(args, pipe, settings, expected_fid, scores):
         labels = Labels(pipe.recipe.num_classes, args.global_seed, args.labels, args.class_labels)
         return Samples(pipe, labels, args.global_seed, settings, expected_fid=expected_fid), args.num_fid_samples, {}
     dataset = LabelledImages(args.data_path, pipe.recipe)
+    if dataset.note:
+        warn(f"{args.data_path}: {dataset.note}")
     chosen = spread(len(dataset), args.num_images)
     names = repr([dataset.name(i) for i in chosen])
     data = {"data": {"path": args.data_path, "names_sha256": hashlib.sha256(names.encode()).hexdigest()}}

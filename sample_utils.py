@@ -1,8 +1,5 @@
 """Flags that sample.py and sample_ddp.py share, and the library's objects that they turn into."""
 
-import os
-import sys
-
 from common.errors import UsageError
 from inference import ODE, SDE, Guidance
 from train_utils import (
@@ -19,6 +16,8 @@ from train_utils import (
     parse_vae_arg,
     positive_int,
     transport_settings,
+    warn,
+    warn_of_bf16,
 )
 
 MODES = {"ODE": "sample by the probability flow", "SDE": "sample by the reverse SDE"}
@@ -121,13 +120,9 @@ def pipeline_from(args, device, precision):
 
     if args.ckpt is None and (args.model, args.image_size, args.num_classes) != ("SiT-XL/2", 256, 1000):
         raise UsageError("--ckpt is missing: published weights are there only for SiT-XL/2 at 256 px and 1000 classes")
-    if precision == "bf16" and device.type == "cpu" and os.environ.get("RANK", "0") == "0":
-        from common.machine import slow_bf16
-
-        if warning := slow_bf16(device):
-            print(f"WARNING: {warning}", file=sys.stderr, flush=True)
+    warn_of_bf16(device, precision)
     names = ("model", "image_size", "num_classes", *vars(transport_settings(args)))
-    return Pipeline.load(
+    pipe = Pipeline.load(
         args.ckpt,
         weights=args.weights,
         vae=args.vae if "vae" in args.given else None,
@@ -138,6 +133,9 @@ def pipeline_from(args, device, precision):
         default_vae=args.vae,
         **{name: getattr(args, name) for name in names if name in args.given},
     )
+    if pipe.note:
+        warn(pipe.note)
+    return pipe
 
 
 def guidance_from(args, pipeline, precision):

@@ -200,6 +200,21 @@ def parse_data_args(group, classes):
     group.add_argument("--num-classes", type=positive_int, default=1000, help=classes)
 
 
+def warn(line):
+    """A line on stderr, of the main process."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+
+
+def warn_of_bf16(device, precision):
+    """Where it is slow: on a GPU it never is, and would take a moment to measure."""
+    if precision == "bf16" and device.type == "cpu":
+        from common.machine import slow_bf16
+
+        if line := slow_bf16(device):
+            warn(line)
+
+
 def run(main, prog):
     """Call main(); a UserError becomes one line and its exit code, Ctrl-C a quiet exit, anything else a traceback."""
     for stream in (sys.stdout, sys.stderr):

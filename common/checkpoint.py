@@ -16,6 +16,10 @@ from .atomic import write_atomically
 from .errors import UserError
 
 
+class DamagedFile(UserError):
+    """A checkpoint that is no whole one."""
+
+
 def save_checkpoint(content, path):
     """Write content to path so that path always holds a whole file."""
     write_atomically(path, lambda file: torch.save(content, file))
@@ -32,25 +36,32 @@ def _read_whole(path):
     # Published checkpoints carry their args as a Namespace.
     with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip or None)
+        settings = dict(map_location="cpu", weights_only=True)
+        if is_zip and str(path).isprintable():  # which torch can map
+            return torch.load(path, mmap=True, **settings)
+        with open(path, "rb") as file:
+            return torch.load(file, **settings)
 
 
 def load_checkpoint(path):
-    """The content of a checkpoint file, tensors on the CPU, running no code from it. Raises UserError naming the file."""
+    """The content of a checkpoint file, tensors on the CPU, running no code from it. Raises UserError naming the file, which
+    is a DamagedFile where it is not what was once written."""
     path = Path(path)
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is no such file"
         raise UserError(f"--ckpt {path}: {found}")
     try:
         content = _read_whole(path)
+    except (OSError, MemoryError) as error:  # of the disk and the machine: another day the file may be read
+        raise UserError(f"--ckpt {path}: cannot be read ({getattr(error, 'strerror', None) or 'out of memory'})") from error
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             name = str(error).split("GLOBAL ", 1)[-1].split()[0]
             raise UserError(f"--ckpt {path}: refused, loading it would run code from the file ({name})") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"--ckpt {path}: not a checkpoint, or a damaged one ({reason[:200]})") from error
+        raise DamagedFile(f"--ckpt {path}: not a checkpoint, or a damaged one ({reason[:200]})") from error
     if not isinstance(content, dict) or not content:
-        raise UserError(f"--ckpt {path}: not a checkpoint (it holds a {type(content).__name__})")
+        raise DamagedFile(f"--ckpt {path}: not a checkpoint (it holds a {type(content).__name__})")
     return content
 
 

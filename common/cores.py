@@ -16,12 +16,17 @@ SECONDS = 1.0  # between looks
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # a user who has set one of these has decided
 
 
-def cpu_seconds():
-    """CPU seconds used so far: (of the whole machine, of this process)."""
+def cpu_seconds(cores):
+    """CPU seconds used so far: (of these cores of the machine, of this process)."""
+    ticks, names = 0, {f"cpu{core}" for core in cores}
     with open("/proc/stat") as file:
-        user, nice, system, _idle, _iowait, irq, softirq = map(int, file.readline().split()[1:8])
+        for line in file:
+            name, *numbers = line.split()
+            if name in names:
+                user, nice, system, _idle, _iowait, irq, softirq = map(int, numbers[:7])
+                ticks += user + nice + system + irq + softirq
     own = os.times()
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+    return ticks / os.sysconf("SC_CLK_TCK"), own.user + own.system
 
 
 def are_shared(before, after, seconds, cores):
@@ -55,12 +60,12 @@ class Team:
 
 
 def _watch():
-    team, cores = Team(), os.cpu_count()
-    before, since = cpu_seconds(), time.monotonic()
+    team, cores = Team(), os.sched_getaffinity(0)  # those that a cluster or a container gave
+    before, since = cpu_seconds(cores), time.monotonic()
     while True:
         time.sleep(SECONDS)
-        after, now = cpu_seconds(), time.monotonic()
-        if "torch" in sys.modules and are_shared(before, after, now - since, cores):
+        after, now = cpu_seconds(cores), time.monotonic()
+        if "torch" in sys.modules and are_shared(before, after, now - since, len(cores)):
             team.hold()
         else:
             team.release()
@@ -69,5 +74,6 @@ def _watch():
 
 def share_cores():
     """From now on this process's threads yield to busy others. Does nothing where that cannot be seen: outside of Linux."""
-    if os.path.exists("/proc/stat") and not any(name in os.environ for name in VARIABLES):
+    watched = any(thread.name == "cores" for thread in threading.enumerate())
+    if os.path.exists("/proc/stat") and not watched and not any(name in os.environ for name in VARIABLES):
         threading.Thread(target=_watch, daemon=True, name="cores").start()

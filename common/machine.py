@@ -15,16 +15,20 @@ def synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def matrix_peak(device, precision, sizes=None, turns=20, seconds=0.5):
+def matrix_peak(device, precision, sizes=None, turns=20, seconds=0.25):
     """FLOP/s of the best of turns products of square matrices of each of sizes, measured: what a share of peak is of.
 
-    It takes no longer than seconds, whatever the arithmetic, but for the last product: sizes rise, and one that would not
-    fit into the time that is left is not begun. precision: fp32, tf32 or bf16, of which set_precision has settled the
-    first two.
+    After a first product, which loads what all need, it takes no longer than seconds, whatever the arithmetic, but for the
+    last product: sizes rise, and one that would not fit into the time that is left is not begun. precision: fp32, tf32 or
+    bf16, of which set_precision has settled the first two.
     """
-    dtype, best, until = torch.bfloat16 if precision == "bf16" else torch.float32, 0.0, time.perf_counter() + seconds
+    dtype, best, until = torch.bfloat16 if precision == "bf16" else torch.float32, 0.0, None
     for size in sizes or ((1024, 8192) if device.type == "cuda" else (128, 512, 1024)):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        if until is None:
+            a @ b
+            synchronize(device)
+            until = time.perf_counter() + seconds
         for _ in range(turns):
             synchronize(device)
             started = time.perf_counter()

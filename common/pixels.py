@@ -2,16 +2,21 @@
 
 import os
 from collections import Counter
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from .errors import UserError
 from .sizes import height_width
 
 # What Pillow knows by name and does not decode, or runs another program for.
 NO_PICTURES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+ORIENTATION = 0x0112  # EXIF's tag, and what turns a picture upright that has it
+UPRIGHT = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+UPRIGHT |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
 
 @lru_cache(maxsize=1)
@@ -19,7 +24,8 @@ def image_endings():
     """Endings of file names, in lower case, of the formats that Pillow reads."""
     Image.init()
     known = Image.registered_extensions().items()
-    return frozenset(ending for ending, kind in known if kind in Image.OPEN and kind not in NO_PICTURES)
+    # MPO, of cameras with two lenses, is opened as the JPEG that it begins with.
+    return frozenset(end for end, kind in known if kind in (*Image.OPEN, "MPO") and kind not in NO_PICTURES)
 
 
 def is_image(name):
@@ -27,22 +33,70 @@ def is_image(name):
     return not name.startswith(".") and Path(name).suffix.lower() in image_endings()
 
 
+def subfolders(folder):
+    """Sorted names of the folders in a folder that may hold data: none that starts with a dot, and no link to the folder
+    itself or to one that it lies in, which would multiply the pictures."""
+    real, found = os.path.realpath(folder), []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_dir():
+                continue
+            if not entry.is_symlink() or os.path.commonpath([target := os.path.realpath(entry.path), real]) != target:
+                found.append(entry.name)
+    return sorted(found)
+
+
+def are_many(unreadable, count):
+    """Whether so many unreadable pictures of count are more than the odd one that any large folder has."""
+    return unreadable > max(3, 0.01 * count)
+
+
+def in_words(others):
+    """{ending: how many}, or nothing, as part of a line."""
+    return ": " + ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5)) if others else ""
+
+
 def scan(folder):
     """(pictures below a folder, sorted by folder and name; {ending: how many other files there are}).
 
-    Links to folders are followed, but to none twice, so that a link to its own parent does not multiply the pictures.
-    Names that start with a dot are passed over without a word.
+    Links to folders are followed, but none twice and none back, as subfolders says. Names that start with a dot are passed
+    over without a word.
     """
     found, others, seen = [], Counter(), set()
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = () if real in seen else [name for name in folders if not name.startswith(".")]
+        folders[:] = () if real in seen else subfolders(place)
         if real in seen:
             continue
         seen.add(real)
         found += [(place, name) for name in names if is_image(name)]
-        others.update(Path(name).suffix or name for name in names if not is_image(name) and not name.startswith("."))
+        others += other_files(names)
     return [os.path.join(*parts) for parts in sorted(found)], others
+
+
+def other_files(names):
+    """{ending: how many} of names that are no pictures' and do not start with a dot."""
+    return Counter(Path(name).suffix or name for name in names if not is_image(name) and not name.startswith("."))
+
+
+@contextmanager
+def opened(path):
+    """The PIL image of a file, for a block that reads it. Raises UserError naming the file, whatever goes wrong with it:
+    Pillow's readers of damaged files raise a dozen unrelated types."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:
+        raise UserError(f"cannot read image {path}: {str(error) or type(error).__name__}") from error
+
+
+def upright(image):
+    """A PIL image as its EXIF orientation says; as it is where that cannot be read, for its pixels may still be whole."""
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    except Exception:  # of a damaged block, in as many types as those of damaged pixels
+        return image
+    return image.transpose(Image.Transpose[turn]) if turn else image
 
 
 def to_rgb(image):
@@ -51,11 +105,12 @@ def to_rgb(image):
     Photographs of 8 bits without an orientation, which is to say ImageNet's, are as `convert("RGB")` gives them. Raises
     ValueError for levels whose range is not known: 32-bit integers and floats.
     """
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
-    image = ImageOps.exif_transpose(image)
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    image = upright(image)
     if sixteen:
-        levels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((levels + 128) // 257).clip(0, 255).astype(np.uint8))
+        levels, clear = np.asarray(image).astype(np.uint32), image.info.get("transparency")
+        grey = ((levels + 128) // 257).clip(0, 255).astype(np.uint8)
+        image = Image.fromarray(np.where(levels == clear, np.uint8(255), grey) if isinstance(clear, int) else grey)
     elif image.mode in ("I", "F"):
         kind = "32-bit integers" if image.mode == "I" else "floats"
         raise ValueError(f"its levels are {kind}, whose range is not known; convert it to 8 or 16 bits")

@@ -83,7 +83,8 @@ class Recipe:
             raise UserError(f"--ckpt {path}: its recipe makes no sense here ({error})") from error
 
 
-def _flags_of(content):
+def flags_in(content):
+    """The training flags that a checkpoint's content holds, {} where it holds none."""
     flags = content.get("args")
     return vars(flags) if isinstance(flags, argparse.Namespace) else flags if isinstance(flags, dict) else {}
 
@@ -132,10 +133,10 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
         return Recipe.from_dict(content["recipe"], path)
     name, config = _model_of(state, path, model, num_heads)
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
-    flags = _flags_of(content)
+    flags = flags_in(content)
     input_size, image_size = _sizes(state["pos_embed"].shape[1], patch, flags.get("image_size", image_size), path)
     rows = state["y_embedder.embedding_table.weight"].shape[0]
-    has_null = num_classes != rows  # published files all have it
+    has_null = flags.get("num_classes", num_classes) != rows  # published files all have it
     model_args = {
         **config,
         "input_size": input_size,

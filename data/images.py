@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from common.errors import UsageError, UserError
-from common.pixels import center_crop, image_endings, is_image, scan, to_rgb
+from common.pixels import center_crop, image_endings, in_words, is_image, opened, other_files, scan, subfolders, to_rgb
 from common.sizes import height_width
 
 from .names import Names
@@ -41,13 +40,10 @@ class ImageData(Dataset):
 
 def load_image(path, size):
     """Read, crop and convert one file to uint8 (3, H, W). Raises UserError naming a file that cannot be read."""
-    try:
-        with Image.open(path) as image:
-            # In full, not by JPEG's draft mode, which would halve for free: Pillow's box filter rounds up on both axes,
-            # so that draft's halves are darker by half a level each, and colours stored at half resolution differ more.
-            return pil_to_tensor(center_crop(to_rgb(image), size))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read image {path}: {error}") from error
+    with opened(path) as image:
+        # In full, not by JPEG's draft mode, which would halve for free: Pillow's box filter rounds up on both axes,
+        # so that draft's halves are darker by half a level each, and colours stored at half resolution differ more.
+        return pil_to_tensor(center_crop(to_rgb(image), size))
 
 
 class FolderDataset(ImageData):
@@ -58,21 +54,23 @@ class FolderDataset(ImageData):
         if not root.is_dir():
             found = "it is a file" if root.exists() else "there is no such folder"
             raise UserError(f"--data-path {root}: {found}; give a folder with one sub-folder of images a class, or {DIGITS}")
-        self.classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        if self.classes and set(self.classes) <= SPLITS:
+        self.classes = subfolders(root)
+        if self.classes and {name.lower() for name in self.classes} <= SPLITS:
             found = " and ".join(self.classes)
             raise UserError(f"--data-path {root}: {found} are parts of a data set, not classes; give one of them")
         self.folders, self.files, self.ends, passed_over = [str(root / name) for name in self.classes], Names(), [], Counter()
         for name, folder in zip(self.classes, self.folders):
             files, others = scan(folder)
             if not files:
-                raise UserError(f"--data-path {root}: no images in the class folder {name}{_listed(others)}")
+                raise UserError(f"--data-path {root}: no images in the class folder {name}{in_words(others)}")
             self.files.extend(file[len(folder) :] for file in files)
             self.ends.append(len(self.files))
             passed_over += others
         if not self.files:
             raise UserError(f"--data-path {root}: no class folders of images in it")
-        self.note = f"passed over{_listed(passed_over)}" if passed_over else None
+        beside = [entry.name for entry in os.scandir(root) if entry.is_file()]
+        passed_over += other_files(beside) + Counter("beside the class folders" for name in beside if is_image(name))
+        self.note = f"passed over{in_words(passed_over)}" if passed_over else None
 
     def __len__(self):
         return len(self.files)
@@ -92,7 +90,9 @@ class FlatFolder(ImageData):
 
     def __init__(self, root, image_size):
         self.root, self.image_size = Path(root), image_size
-        self.files = Names(sorted(entry.name for entry in os.scandir(root) if is_image(entry.name)))
+        names = [entry.name for entry in os.scandir(root) if entry.is_file()]
+        self.files, others = Names(sorted(filter(is_image, names))), other_files(names)
+        self.note = f"passed over{in_words(others)}" if others else None
         if not self.files:
             raise UserError(f"--data-path {root}: no images in it ({' '.join(sorted(image_endings()))})")
 
@@ -104,11 +104,6 @@ class FlatFolder(ImageData):
 
     def __getitem__(self, index):
         return load_image(self.name(index), self.image_size), 0
-
-
-def _listed(others):
-    """Files that are no images, in words, by their endings."""
-    return ": " + ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5)) if others else ""
 
 
 def read_digits():

@@ -1,5 +1,6 @@
 """Reading ahead: the processes that load batches, and their end."""
 
+import signal
 from contextlib import contextmanager
 
 from torch.utils.data import DataLoader
@@ -15,7 +16,8 @@ def read_ahead(dataset, batches, num_workers, device):
     batches, read by num_workers processes, which end with the block however it ends.
 
     They leave signals to their parent, so that torch's own farewell, a SIGTERM that it waits upon, would never end one
-    that did not hear of the end because the parent failed: they are killed.
+    that did not hear of the end because the parent failed: they are killed. Of that torch's handler of SIGCHLD, which
+    raises when a loading process dies, must not hear.
     """
     loader = DataLoader(
         Tolerant(dataset),
@@ -29,6 +31,9 @@ def read_ahead(dataset, batches, num_workers, device):
     try:
         yield iterator
     finally:
-        for worker in getattr(iterator, "_workers", ()):
-            worker.kill()
-            worker.join()
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        workers = getattr(iterator, "_workers", ())
+        for end in ("kill", "join"):
+            for worker in workers:
+                getattr(worker, end)()
+        signal.signal(signal.SIGCHLD, handler)

@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from common.errors import UserError
+from common.pixels import subfolders
 
 from .images import DIGITS, DigitsDataset, FlatFolder, FolderDataset
 from .latent_cache import LatentCache, is_cache
@@ -13,7 +14,7 @@ from .latent_cache import LatentCache, is_cache
 
 def is_flat(path):
     """Whether path is a folder of files without sub-folders."""
-    return Path(path).is_dir() and not any(e.is_dir() and not e.name.startswith(".") for e in Path(path).iterdir())
+    return Path(path).is_dir() and not subfolders(path)
 
 
 # (whether a path is of this kind, the data set of a path and image size): the first that fits is taken. A new kind is a
@@ -47,7 +48,7 @@ class LabelledImages(Dataset):
         if not known and recipe.null_class is None:
             raise UserError(f"--data-path {path}: its classes are not the checkpoint's, which has no null class instead")
         self.null_class = None if known else recipe.null_class
-        self.name = self.dataset.name
+        self.name, self.note = self.dataset.name, self.dataset.note
 
     def __len__(self):
         return len(self.dataset)

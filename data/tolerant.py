@@ -3,6 +3,7 @@
 from torch.utils.data import Dataset
 
 from common.errors import UserError
+from common.pixels import are_many
 
 
 class Tolerant(Dataset):
@@ -46,7 +47,7 @@ class DataGuard:
             self._stop_if_many(max(found))
 
     def _stop_if_many(self, index):
-        if len(self.bad) > max(3, 0.01 * len(self.dataset)):
+        if are_many(len(self.bad), len(self.dataset)):
             raise UserError(
                 f"{len(self.bad)} of {len(self.dataset)} images cannot be read, more than 1 % and more than 3; "
                 f"one is {self.dataset.name(index)}"

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common.errors import UsageError
+from common.errors import UsageError, UserError
 from common.sizes import height_width
 
 
@@ -43,3 +43,9 @@ def checked_indices(indices, count):
     if len(indices) != count:
         raise UsageError(f"{len(indices)} indices for {count} labels: give one each")
     return indices
+
+
+def check_finite(values, whose, why):
+    """Raises UserError where values are not all finite numbers: of them would be made a black picture."""
+    if not bool(values.isfinite().all()):
+        raise UserError(f"{whose} are not finite numbers{why}")

@@ -1,7 +1,7 @@
 """What Pipeline.load asks of a file and of what it is told beside it."""
 
 from common.errors import UsageError, as_usage_error
-from common.recipe import TRANSPORT
+from common.recipe import TRANSPORT, flags_in
 from common.sizes import canonical
 from data.autoencoder import PUBLISHED as PUBLISHED_VAES
 from data.autoencoder import load_autoencoder
@@ -56,3 +56,16 @@ def check_decoding(settings, autoencoder):
     for key in given if autoencoder.name == "none" else ():
         raise UsageError(f"--vae-{key.replace('_', '-')}: --vae none is pixel space, there is nothing to decode")
     return given
+
+
+def note_on_classes(content, told, recipe, path):
+    """A line where the last row of a bare file's label table was taken as that of the null class, and ImageNet's 1001 rows
+    do not say so; else None."""
+    rows = recipe.num_classes + 1
+    said = isinstance(content.get("recipe"), dict) or "num_classes" in (flags_in(content).keys() | told.keys())
+    if said or rows == 1001 or recipe.null_class is None:
+        return None
+    taken = f"{recipe.num_classes} classes and the null class"
+    return (
+        f"{path} does not say how many classes it knows: its {rows} labels are taken as {taken}; if not, --num-classes {rows}"
+    )

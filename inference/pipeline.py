@@ -19,9 +19,9 @@ from models import SiT
 from transport import Sampler, SolverError, Transport
 
 from .guidance import GuidedNetwork, compile_network
-from .inputs import checked_images, checked_indices, checked_labels, checked_noise
+from .inputs import check_finite, checked_images, checked_indices, checked_labels, checked_noise
 from .likelihood import log_likelihood
-from .loading import check_decoding, check_told, open_autoencoder, open_transport
+from .loading import check_decoding, check_told, note_on_classes, open_autoencoder, open_transport
 from .settings import ODE, Guidance
 
 KINDS = ("auto", "sit")
@@ -45,6 +45,7 @@ class Pipeline:
     precision: str
     compile: bool = False
     decoding: dict = field(default_factory=dict)  # LatentSpace.decode's batch_size and tiling
+    note: str = None  # what a person should know of how the file was read, in one line
     calls: int = 0  # of the network, by all methods
     _compiled: dict = field(default_factory=dict, repr=False)
 
@@ -87,15 +88,14 @@ class Pipeline:
         names = dict(vae=autoencoder.name, vae_hash=autoencoder.config_hash)
         size = recipe.image_size or image_size_of(recipe.model_args["input_size"], autoencoder)
         recipe = replace(recipe, transport=transport.settings, image_size=size, **names)
-        shape = latent_shape(recipe.image_size, autoencoder, recipe.model_args["patch_size"])
-        if shape != recipe.latent_shape:
+        if (shape := latent_shape(recipe.image_size, autoencoder, recipe.model_args["patch_size"])) != recipe.latent_shape:
             found = f"{path} was trained on {recipe.latent_shape}"
             raise UsageError(f"--vae {autoencoder.name} makes latents of {shape}, but {found}")
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model = build_with(recipe, state, path).to(device=device, dtype=dtype).eval().requires_grad_(False)
         model.t_embedder.float()  # as in training: bfloat16 cannot tell neighbouring times apart
-        decoding = check_decoding(decoding, autoencoder)
-        return cls(path, recipe, model, transport, autoencoder, device, precision, compile, decoding)
+        more = check_decoding(decoding, autoencoder), note_on_classes(content, told, recipe, path)
+        return cls(path, recipe, model, transport, autoencoder, device, precision, compile, *more)
 
     @property
     def latent_shape(self):
@@ -159,14 +159,15 @@ class Pipeline:
         with self._naming():
             states = sample(z, network, y=y)
         self.calls += network.calls
-        if not bool(states[-1].isfinite().all()):
-            raise UserError(f"--ckpt {self.path}: its samples are not finite numbers; its weights may be damaged or untrained")
+        check_finite(states[-1], f"--ckpt {self.path}: its samples", "; its weights may be damaged or untrained")
         return states
 
     @torch.no_grad()
     def to_images(self, latents):
         """Latents -> uint8 images (N, H, W, 3), a tensor that is still on the device."""
-        return to_uint8(self.autoencoder.decode(latents.to(self.device).float(), **self.decoding))
+        pixels = self.autoencoder.decode(latents.to(self.device).float(), **self.decoding)
+        check_finite(pixels, f"--vae {self.autoencoder.name}: its pixels", f" for samples of {self.path}")
+        return to_uint8(pixels)
 
     def to_latents(self, images):
         """uint8 images -> the mean latents that they are encoded as, on the device."""

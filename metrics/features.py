@@ -73,15 +73,16 @@ def extract_features(images, inception, batch_size=64, start=0, stop=None, title
     The arithmetic is that of common.precision. title names a progress bar, which is shown on a terminal.
     """
     stop = len(images) if stop is None else stop
-    features = Features(*(torch.empty(stop - start, width) for width in (POOL, SPATIAL, LOGITS)))
+    features, done = Features(*(torch.empty(stop - start, width) for width in (POOL, SPATIAL, LOGITS))), 0
     with tqdm(total=stop - start, desc=title, unit=" images", leave=False, disable=None if title else True) as bar:
         for i in range(start, stop, batch_size):
             j = min(i + batch_size, stop)
             batch = torch.tensor(np.asarray(images[i:j])).permute(0, 3, 1, 2)
-            for whole, part in zip(features, inception(batch)):
-                whole[i - start : j - start] = part
+            for whole, part in zip(features, inception(batch)) if len(batch) else ():
+                whole[done : done + len(batch)] = part
+            done += len(batch)
             bar.update(j - i)
-    return features
+    return Features(*(whole[:done] for whole in features))  # fewer, where files could not be read
 
 
 def gather_features(features, world):

@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from common.errors import UserError
-from common.pixels import center_crop, image_endings, scan, to_rgb
+from common.pixels import are_many, center_crop, image_endings, in_words, opened, scan, to_rgb
 
-# What a broken or unsuitable file may raise in Pillow, NumPy and the standard library.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError)
-BROKEN += (zipfile.BadZipFile, zlib.error, Image.DecompressionBombError)
+# What a broken or unsuitable file may raise in NumPy and the standard library.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager
@@ -30,31 +28,54 @@ def reading(name):
 class FolderImages:
     """The images of a folder and of its sub-folders, by folder and name; a slice reads uint8 (n, H, W, 3).
 
-    image_size: crop each as training does; otherwise they must be of one size. Raises UserError naming a file.
+    image_size: crop each as training does; otherwise they must be of one size. warn: told in one line of each file that
+    cannot be read, which a slice then lacks, as long as they are few; without, the first is an error, as is a picture of
+    another size. Raises UserError naming a file.
     """
 
-    def __init__(self, path, image_size=None):
-        self.files, self.image_size = [Path(file) for file in scan(path)[0]], image_size
+    def __init__(self, path, image_size=None, warn=None):
+        (files, others), self.image_size, self.warn = scan(path), image_size, warn
+        self.files, self.unreadable = [Path(file) for file in files], set()
         if not self.files:
             raise UserError(f"{path}: no images in it ({' '.join(sorted(image_endings()))})")
-        self.readers, self.shape = ThreadPoolExecutor(min(16, os.cpu_count())), self._read(self.files[0]).shape
+        self.note = f"{path}: passed over{in_words(others)}" if others else None
+        self.readers = ThreadPoolExecutor(min(16, os.cpu_count()))
+        self.first = next(((f, i.shape) for f in self.files if not isinstance(i := self._read(f), UserError)), None)
+        if self.first is None:
+            raise UserError(f"{path}: none of its {len(self):,} images can be read")
 
     def _read(self, file):
-        with reading(file), Image.open(file) as image:
-            image = to_rgb(image)
-            return np.asarray(center_crop(image, self.image_size) if self.image_size else image)
+        try:
+            with opened(file) as image:
+                image = to_rgb(image)
+                return np.asarray(center_crop(image, self.image_size) if self.image_size else image)
+        except UserError as error:
+            if self.warn is None:
+                raise
+            return error
 
     def __len__(self):
         return len(self.files)
 
     def __getitem__(self, rows):
-        images = list(self.readers.map(self._read, self.files[rows]))
-        for file, image in zip(self.files[rows], images):
-            if image.shape != self.shape:
-                sizes = [f"{width} x {height}" for height, width, _ in (image.shape, self.shape)]
+        images = []
+        for file, image in zip(self.files[rows], self.readers.map(self._read, self.files[rows])):
+            if isinstance(image, UserError):
+                self._pass_over(file, image)
+                continue
+            if image.shape != self.first[1]:
+                sizes = [f"{width} x {height}" for height, width, _ in (image.shape, self.first[1])]
                 mend = "give --image-size to crop them as training does"
-                raise UserError(f"{file}: {sizes[0]} pixels, but {self.files[0].name} has {sizes[1]}; {mend}")
-        return np.stack(images)
+                raise UserError(f"{file}: {sizes[0]} pixels, but {self.first[0].name} has {sizes[1]}; {mend}")
+            images.append(image)
+        return np.stack(images) if images else np.empty((0, 1, 1, 3), np.uint8)
+
+    def _pass_over(self, file, error):
+        if file not in self.unreadable:
+            self.unreadable.add(file)
+            self.warn(f"passed over: {error}")
+        if are_many(len(self.unreadable), len(self)):
+            raise UserError(f"{len(self.unreadable)} of {len(self)} images cannot be read; one is {file}") from error
 
 
 class NpzImages:
@@ -103,14 +124,14 @@ def read_array(archive, path, key, shape):
     return array
 
 
-def open_images(path, archive=None, expected="arr_0", image_size=None):
+def open_images(path, archive=None, expected="arr_0", image_size=None, warn=None):
     """The images of a folder, or of a .npz that has them: len() is their number, a slice reads uint8 (n, H, W, 3).
 
-    image_size: crop those of a folder as training does.
+    image_size and warn are FolderImages'.
     """
     path = Path(path)
     if path.is_dir():
-        return FolderImages(path, image_size)
+        return FolderImages(path, image_size, warn)
     archive = archive or open_npz(path)
     if "arr_0" not in archive.files:
         raise UserError(f"{path}: holds {', '.join(archive.files[:6]) or 'nothing'}; expected {expected}")

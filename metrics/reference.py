@@ -25,16 +25,16 @@ class Reference:
     count: int = None  # images behind the statistics; None if the file does not say
 
 
-def open_reference(path, image_size=None):
+def open_reference(path, image_size=None, warn=None):
     """What a reference holds, checked and not yet measured: (a Reference's fields by name or {}, images or None).
 
-    Statistics are mu and sigma, from which FID alone follows, or mu_s and sigma_s too. image_size: crop the images of a
-    folder as training does.
+    Statistics are mu and sigma, from which FID alone follows, or mu_s and sigma_s too. image_size and warn, of
+    a folder, are FolderImages'.
     """
     path = Path(path)
     archive = None if path.is_dir() else open_npz(path)
     if archive is None or not STATISTICS.keys() & set(archive.files):
-        return {}, open_images(path, archive, f"arr_0, or {', '.join(STATISTICS)}", image_size)
+        return {}, open_images(path, archive, f"arr_0, or {', '.join(STATISTICS)}", image_size, warn)
     spatial = {"mu_s", "sigma_s"} & set(archive.files)
     wanted = {key: shape for key, shape in STATISTICS.items() if spatial or not key.endswith("_s")}
     fields = {key: read_array(archive, path, key, shape).astype(np.float64) for key, shape in wanted.items()}

@@ -14,6 +14,7 @@ def benchmark(*argv, timeout=300):
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_quick_benchmark_writes_its_table(tmp_path):
     out = tmp_path / "benchmark.json"
     flags = ["--device", "cpu", "--quick", "--model", "SiT-T/8", "--batch-size", 2, "--only", "forward", "--out", out]

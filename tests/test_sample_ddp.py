@@ -39,7 +39,7 @@ def outputs(folder):
     return npz.read_bytes(), record
 
 
-@pytest.mark.parametrize("mode", ["dopri5", "sde", pytest.param("heun", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mode", ["dopri5", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sde", "heun"))])
 def test_one_process_two_and_killed_ones_make_the_same_npz(trained, tmp_path, capsys, mode):
     result = call(capsys, "sample_ddp", *flags(trained, tmp_path / "one", mode))
     assert result.code == 0, result.err

@@ -156,7 +156,10 @@ def test_what_saves_time_or_memory_changes_rounding_alone(tmp_path, trained, cap
     agrees(tmp_path, trained, 1e-5)
 
 
-@pytest.mark.parametrize("more", [[], ["--compile", "--grad-checkpointing"]], ids=["eager", "compiled"])
+COMPILED = pytest.param(["--compile", "--grad-checkpointing"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("more", [[], COMPILED], ids=["eager", "compiled"])
 def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch, more):
     """Under DDP with accumulation; and each step's graph is the same, as DDP itself finds."""
     from training import trainer

@@ -18,11 +18,11 @@ CHUNK = 32  # samples at once
 
 class Evaluation:
     """FID and the rest of EMA samples against --eval-ref: sample i is of class i mod their number. Making one loads what
-    it needs, and raises UserError naming a file that is missing."""
+    it needs, tells warn what is unreadable of it, and raises UserError naming a file that is missing."""
 
-    def __init__(self, run):
+    def __init__(self, run, warn):
         self.run, flags = run, run.flags
-        opened = open_reference(flags.eval_ref, flags.image_size)  # the folder that one trains on is a reference too
+        opened = open_reference(flags.eval_ref, flags.image_size, warn)  # the folder that one trains on is a reference too
         if opened[1] is not None and len(opened[1]) <= NEIGHBOURS:
             raise UserError(f"--eval-ref {flags.eval_ref}: {len(opened[1])} images; the metrics need {NEIGHBOURS + 1} or more")
         self.inception = load_inception(flags.inception_weights, run.device)

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from threading import Thread
 
 import torch
 from tqdm import tqdm
@@ -29,6 +30,7 @@ class Monitor:
     def __init__(self, run):
         self.run, self.flags, self.world, self.folder = run, run.flags, run.world, run.folder
         self.logger = self.folder.logger() if self.world.is_main else logging.getLogger("silent")
+        self.plotting = Thread()
         self.wandb, self.progress, self.sums, self.evaluation = None, tqdm(disable=True), {}, None
 
     def log(self, line):
@@ -89,7 +91,7 @@ class Monitor:
             self.wandb = self.folder.start_wandb(flags) if flags.wandb and not trainer.is_complete else None
             self.progress = tqdm(total=run.total_steps, initial=step, disable=None, unit="step")
         if flags.eval_every:  # a missing file is told at the start and not after hours
-            self.evaluation = Evaluation(run)
+            self.evaluation = Evaluation(run, lambda line: self.warn(f"WARNING: --eval-ref {flags.eval_ref}: {line}"))
             self.log(
                 f"Evaluation every {flags.eval_every:,} steps: {flags.eval_samples:,} EMA samples against {flags.eval_ref}"
             )
@@ -141,7 +143,7 @@ class Monitor:
         saved = self.world.broadcast(self._write(trainer.step, trainer.content()) if self.world.is_main else None)
         if saved and self.world.is_main:  # which the others need not wait for
             self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
-            self.attempt("loss.png", self.folder.plot_loss_rarely)
+            self._plot(self.folder.plot_loss_rarely)
         return saved
 
     def _write(self, step, content):
@@ -184,13 +186,21 @@ class Monitor:
         count = self.flags.eval_samples
         self.log(f"(step={step:07d}) Evaluation of {count:,} samples: {shown} ({time.time() - started:.0f} s)")
         self.attempt(EVALUATIONS, self.folder.add_row, EVALUATIONS, step=step, **values)
-        self.attempt("loss.png", self.folder.plot_loss)
+        self._plot(self.folder.plot_loss)
         if self.wandb:
             self.wandb.log(values, step=step)
+
+    def _plot(self, plot):
+        """In a thread, one at a time, while the steps go on."""
+        if not self.plotting.is_alive():
+            self.plotting = Thread(target=self.attempt, args=("loss.png", plot))
+            self.plotting.start()
 
     def finish(self, line):
         self.progress.close()
         if self.world.is_main:
+            if self.plotting.is_alive():
+                self.plotting.join()
             self.attempt("loss.png", self.folder.plot_loss)
         self.log(line)
         if self.wandb:

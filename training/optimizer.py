@@ -99,9 +99,13 @@ def load_optimizer(optimizer, content, objective, path):
         raise UserError(f"--ckpt {path}: its optimizer state is that of another model ({error})") from error
 
 
-def step_of(content):
-    """Optimizer steps behind a checkpoint's content; published ones do not say it but in their optimizer's state."""
-    if "step" in content:
-        return int(content["step"])
-    states = (content.get("opt") or {}).get("state") or {}
-    return max((int(state["step"]) for state in states.values() if "step" in state), default=0)
+def step_of(content, path="file"):
+    """Optimizer steps behind a checkpoint's content; published ones do not say it but in their optimizer's state. Raises
+    UserError where they are no number."""
+    try:
+        if "step" in content:
+            return int(content["step"])
+        states = (content.get("opt") or {}).get("state") or {}
+        return max((int(state["step"]) for state in states.values() if "step" in state), default=0)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise UserError(f"--ckpt {path}: its step is no whole number ({str(error).splitlines()[0]})") from error

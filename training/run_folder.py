@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.atomic import ANY_TEXT, writable_folder, write_atomically, write_json
-from common.checkpoint import load_checkpoint
+from common.checkpoint import DamagedFile, load_checkpoint
 from common.errors import UserError
 from common.flags import flags_of
 
@@ -35,7 +35,7 @@ class TqdmHandler(logging.Handler):
 
 def _step(path):
     """By number: as text, step 10,000,000 would come before step 9,999,999."""
-    return int(path.stem) if path.stem.isdigit() else -1
+    return int(path.stem) if path.stem.isdecimal() else -1
 
 
 class RunFolder:
@@ -74,7 +74,7 @@ class RunFolder:
 
     def saved(self):
         """{step: checkpoint} in the order of their steps; files of other names are not ours."""
-        return {int(path.stem): path for path in sorted(self.checkpoints.glob("*.pt"), key=_step) if path.stem.isdigit()}
+        return {int(path.stem): path for path in sorted(self.checkpoints.glob("*.pt"), key=_step) if path.stem.isdecimal()}
 
     def is_finished(self):
         return max(self.saved(), default=-1) >= self.flags()[END]
@@ -84,7 +84,7 @@ class RunFolder:
         for path in reversed(self.saved().values()):
             try:
                 return path, load_checkpoint(path)
-            except UserError as error:
+            except DamagedFile as error:
                 damaged = path.rename(path.with_name(f"{path.name}.damaged"))  # nor may it count among those to keep
                 warn(f"WARNING: skipped a damaged checkpoint, now {damaged.name}: {error}")
         return None, None
@@ -143,7 +143,7 @@ class RunFolder:
                 resume="allow",
                 config=flags_of(flags),
             )
-        except wandb.errors.Error as error:
+        except (wandb.errors.Error, UnicodeError) as error:  # the latter of names that are no UTF-8
             reason = " ".join(str(error).split())
             raise UserError(f"--wandb: {reason}; set WANDB_KEY, or WANDB_MODE=offline to log without network") from error
 

@@ -89,7 +89,7 @@ class Trainer:
                 load_weights(state, content.get(name, weights), path)
             else:
                 log(f"{path} has no state {name!r}: it starts anew")
-        self.step = step_of(content) if "opt" in content else 0
+        self.step = step_of(content, path) if "opt" in content else 0
         self.run.content = None  # its memory
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cli import ROOT
-from common.cores import VARIABLES, Team, are_shared, share_cores
+from common.cores import VARIABLES, Team, are_shared, cpu_seconds, share_cores
 
 REGIONS = """
 import sys, time
@@ -65,6 +65,12 @@ def test_threads_yield_to_a_busy_process_and_lose_nothing_alone():
 )
 def test_cores_are_shared_when_they_are_all_in_use_by_others_too(machine, own, shared):
     assert are_shared((100.0, 10.0), (100.0 + machine, 10.0 + own), 1.0, 2) == shared
+
+
+def test_cpu_seconds_are_those_of_the_cores_that_were_given():
+    own = os.sched_getaffinity(0)
+    (of_all, mine), (of_one, _), (of_none, _) = (cpu_seconds(cores) for cores in (own, {min(own)}, set()))
+    assert of_all >= of_one > 0 == of_none and mine > 0
 
 
 def test_a_team_is_one_thread_until_it_is_released():

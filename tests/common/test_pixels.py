@@ -1,14 +1,18 @@
 """Pictures of every kind that people have, as a person would see them."""
 
+import io
 import itertools
+import struct
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from common.errors import UserError
-from common.pixels import image_endings, is_image, scan, to_rgb
-from data.images import load_image
+from common.pixels import ORIENTATION, image_endings, is_image, scan, to_rgb
+from data.images import FolderDataset, load_image
+from data.sources import open_dataset
 from metrics.image_files import open_images
 
 GRADIENT = np.add.outer(np.arange(32) * 4, np.arange(32) * 3).astype(np.uint8)
@@ -135,3 +139,70 @@ def test_a_scan_passes_over_what_is_no_data_and_follows_no_circle(tmp_path):
     files, others = scan(tmp_path / "a")
     assert [file.removeprefix(f"{tmp_path}/a/") for file in files] == ["0.png", "b/1.jfif", "link/3.png"]
     assert others == {".txt": 2, "Makefile": 1}
+
+
+def jpeg(orientation, more=b""):
+    """A JPEG whose EXIF block has an orientation, and then bytes that make no sense, or some that do."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    file = io.BytesIO()
+    Image.fromarray(RGB).save(file, "JPEG", exif=exif.tobytes() + more, quality=95)
+    return file
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_what_pillow_makes_of_it(orientation):
+    with Image.open(jpeg(orientation)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    with Image.open(jpeg(orientation)) as image:
+        assert (np.asarray(to_rgb(image)) == expected).all()
+
+
+def test_a_damaged_exif_block_does_not_cost_the_picture():
+    rng, turned = np.random.default_rng(0), 0
+    with Image.open(jpeg(6)) as image:
+        block, expected = image.info["exif"], np.asarray(image.convert("RGB"))
+    for _ in range(300):
+        damaged = bytearray(block)
+        for place in rng.integers(6, len(block), 4):
+            damaged[place] = rng.integers(256)
+        file = io.BytesIO()
+        Image.fromarray(RGB).save(file, "JPEG", exif=bytes(damaged), quality=95)
+        with Image.open(file) as image:
+            ours = np.asarray(to_rgb(image))
+        turned += ours.shape != expected.shape or (ours != expected).any()
+    assert turned < 300  # in some, the orientation itself was damaged
+
+
+def test_whatever_is_wrong_with_a_file_names_it(tmp_path, monkeypatch):
+    Image.fromarray(RGB).save(tmp_path / "x.png")
+    for error in (RuntimeError("no AVIF"), NotImplementedError("BLP"), struct.error("unpack"), TypeError()):
+        monkeypatch.setattr(Image.Image, "convert", Mock(side_effect=error))
+        with pytest.raises(UserError, match=r"cannot read image .*x.png"):
+            load_image(tmp_path / "x.png", 8)
+
+
+def test_a_link_back_is_no_class_and_no_folder_of_one(tmp_path):
+    for name in ("a/0.png", "b/1.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "data" / name)
+    for link, to in {"data/a/up": "..", "data/self": ".", "data/up": "..", "data/a/again": "../../data/a"}.items():
+        (tmp_path / link).symlink_to(to)
+    (tmp_path / "data" / "c").symlink_to(tmp_path / "data" / "b")  # another name for a class is the user's own wish
+    data = FolderDataset(tmp_path / "data", 8)
+    assert data.classes == ["a", "b", "c"] and len(data) == 3 and [data.label(i) for i in range(3)] == [0, 1, 2]
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "flat" / "0.png")
+    (tmp_path / "flat" / "up").symlink_to("..")
+    assert len(open_dataset(tmp_path / "flat", 8)) == 1
+
+
+def test_what_is_passed_over_is_counted_everywhere(tmp_path):
+    for name in ("data/a/0.png", "data/a/x.txt", "data/stray.png", "data/README", "flat/0.png", "flat/1.heic"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "a" / "0.png")
+    note = open_dataset(tmp_path / "data", 8).note
+    assert note == "passed over: 1 .txt, 1 README, 1 beside the class folders"
+    assert open_dataset(tmp_path / "flat", 8).note == "passed over: 1 .heic"
+    assert "passed over: 1 .txt" in open_images(tmp_path / "data" / "a").note

@@ -1,5 +1,7 @@
 """The library: what scripts, a notebook and a test use alike."""
 
+import argparse
+
 import numpy as np
 import pytest
 import torch
@@ -197,3 +199,23 @@ def test_a_compiled_pipeline_samples_and_scores(pipe, trained):
     ours, theirs = (each.likelihood(images, [3, 1], solver=FEW)[0] for each in (compiled, pipe))
     assert np.allclose(ours, theirs, rtol=1e-3)
     assert np.abs(compiled.sample([3, 1], solver=FEW).astype(int) - images).max() <= 1
+
+
+def test_pixels_that_are_no_numbers_name_the_autoencoder(pipe, monkeypatch):
+    monkeypatch.setattr(pipe.autoencoder, "decode", lambda latents, **_: latents * float("nan"))
+    with pytest.raises(UserError, match="--vae none: its pixels are not finite numbers"):
+        pipe.sample([1], solver=ODE("euler", 3))
+
+
+@pytest.mark.parametrize("said", ["told", "args", "nothing"])
+def test_a_label_table_without_a_null_row(trained, tmp_path, said):
+    """A bare file does not say whether its last row is the null class: a flag, or its args, may; else a line tells."""
+    state = dict(load_checkpoint(trained)["ema"])
+    state["y_embedder.embedding_table.weight"] = state["y_embedder.embedding_table.weight"][:10].clone()
+    args = argparse.Namespace(num_classes=10, image_size=32) if said == "args" else argparse.Namespace(image_size=32)
+    torch.save({"ema": state, "args": args}, tmp_path / "bare.pt")
+    pipe = Pipeline.load(tmp_path / "bare.pt", vae="none", **(dict(num_classes=10) if said == "told" else {}))
+    if said == "nothing":
+        assert pipe.recipe.num_classes == 9 and "its 10 labels are taken as 9 classes and the null class" in pipe.note
+    else:
+        assert pipe.recipe.num_classes == 10 and pipe.recipe.null_class is None and pipe.note is None

@@ -1,7 +1,11 @@
+import contextlib
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from common.errors import UserError
+from metrics.features import LOGITS, POOL, SPATIAL, Features, extract_features
 from metrics.image_files import open_images
 
 
@@ -25,3 +29,21 @@ def test_damage_inside_an_npz_is_named(tmp_path, sample_images):
 
 def test_folder_images_are_read_in_sorted_order(samples, sample_images):
     np.testing.assert_array_equal(open_images(samples)[2:5], sample_images[2:5])
+
+
+@pytest.mark.parametrize("broken, told", [(1, True), (3, True), (4, False)])
+def test_a_reference_may_lack_the_odd_picture(tmp_path, broken, told):
+    """As the folder that one trains on may: passed over, and told; more than 1 % and three are an error."""
+    for i in range(50):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i:02d}.png")
+    for i in range(broken):
+        (tmp_path / f"{7 * i:02d}.png").write_bytes(b"broken")
+    lines, kept = [], [i for i in range(50) if i not in [7 * j for j in range(broken)]]
+    images = open_images(tmp_path, warn=lines.append)
+    network = lambda batch: Features(*(batch[:, :1, 0, 0].expand(-1, width) for width in (POOL, SPATIAL, LOGITS)))  # noqa: E731
+    with contextlib.nullcontext() if told else pytest.raises(UserError, match="4 of 50 images cannot be read"):
+        features = extract_features(images, network, batch_size=7)
+        assert features.pool[:, 0].tolist() == kept
+        assert len(lines) == broken and all("passed over: cannot read image" in line for line in lines)
+    with pytest.raises(UserError, match="cannot read image"):  # samples are all there, or there is no FID
+        open_images(tmp_path)

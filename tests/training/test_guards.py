@@ -15,7 +15,7 @@ from training.draws import draw_step
 from training.ema import update_ema
 from training.guards import NumberGuard
 from training.identity import check_data, differences
-from training.optimizer import learning_rate, load_optimizer
+from training.optimizer import learning_rate, load_optimizer, step_of
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -168,3 +168,14 @@ def test_the_first_signal_is_noted_and_a_second_ctrl_c_leaves_at_once():
 
 def test_usage_errors_are_a_kind_of_user_error():
     assert UsageError.exit_code == 2 and UserError.exit_code == 1 and issubclass(UsageError, UserError)
+
+
+@pytest.mark.parametrize("step, expected", [(5, 5), (torch.tensor(5), 5), (torch.tensor([5.0]), 5)])
+def test_a_step_of_any_kind(step, expected):
+    assert step_of({"step": step}) == expected
+
+
+@pytest.mark.parametrize("step", [torch.tensor([5, 6]), "x", None, float("nan"), float("inf")])
+def test_a_step_that_is_no_number_is_named(step):
+    with pytest.raises(UserError, match=r"--ckpt some.pt: its step is no whole number"):
+        step_of({"step": step}, "some.pt")

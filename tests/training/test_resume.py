@@ -1,6 +1,7 @@
 """A run that is killed and started again by the same command is the run that would have been."""
 
 import argparse
+import errno
 import os
 import random
 import resource
@@ -311,6 +312,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_dead_rank_takes_the_job_down_and_restarts_bring_it_back(tmp_path):
     argv = [*flags(tmp_path), "--max-steps", 4000]
     launcher = command("train", *argv, processes=2)
@@ -325,3 +327,25 @@ def test_a_dead_rank_takes_the_job_down_and_restarts_bring_it_back(tmp_path):
         wait_for(lambda: "Continuing from" in log.read_text(), process)
     finally:
         kill_tree(process)
+
+
+def test_a_folder_whose_name_is_no_utf8_resumes(tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"r\xfe")
+    argv = [*flags(folder), "--lr-schedule", "constant"]
+    assert call(capsys, "train", *argv, "--max-steps", 2).code == 0
+    result = call(capsys, "train", *argv, "--max-steps", 3)
+    assert result.code == 0 and "step 2\n" in result.out, result.err
+    assert [path.name for path in checkpoints(folder)] == ["0000002.pt", "0000003.pt"]
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_no_damaged_one(tmp_path, capsys, monkeypatch):
+    """It may be read another day: the run stops, and the file keeps its name."""
+    argv = [*flags(tmp_path), "--lr-schedule", "constant"]
+    assert call(capsys, "train", *argv, "--max-steps", 2).code == 0
+
+    def read(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("common.checkpoint._read_whole", read)
+    one_line(call(capsys, "train", *argv, "--max-steps", 3), 1, "0000002.pt: cannot be read (Input/output error)")
+    assert [path.name for path in (tmp_path / RUN / "checkpoints").iterdir()] == ["0000002.pt"]
