@@ -24,10 +24,10 @@ $(VENV)/installed: requirements.txt
 demo: install demo-train demo-samples
 	$(BIN)/python scripts/demo_report.py $(DEMO)
 
-# 1,700 steps of a 1.9 M parameter model; the same command again starts a new run.
+# 1,400 steps of a 1.9 M parameter model; the same command again starts a new run.
 demo-train: install
 	rm -rf $(DEMO)
-	$(BIN)/python train.py $(DIGITS) --model SiT-T/2 --results-dir $(DEMO)/results --max-steps 1700 \
+	$(BIN)/python train.py $(DIGITS) --model SiT-T/2 --results-dir $(DEMO)/results --max-steps 1400 \
 	  --global-batch-size 128 --lr 2e-3 --warmup-steps 100 --lr-schedule cosine --grad-clip 1 --ema-decay 0.998 \
 	  --cfg-scale 2 --log-every 50 --sample-every 500 --num-workers 1 --precision $(PRECISION)
 

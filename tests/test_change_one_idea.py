@@ -130,7 +130,7 @@ def test_a_choice_that_came_later_is_no_continuation(added, photos, capsys):
 def test_the_notebook(trained, monkeypatch, tmp_path):
     _, code = python_of(SECTIONS["A notebook"])
     names = {}
-    exec(code.replace("0001700.pt", str(trained)).replace("num_steps=250", "num_steps=5"), names)
+    exec(code.replace("0001400.pt", str(trained)).replace("num_steps=250", "num_steps=5"), names)
     assert names["images"].shape == names["back"].shape == (1, 32, 32, 3) and names["images"].dtype == np.uint8
     assert len(names["frames"]) == 20 and names["nats"].shape == (1,) and names["z"].shape == (1, 3, 32, 32)
     assert np.abs(names["back"].astype(int) - names["images"]).mean() < 3
