@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,16 @@ def test_step_sampler_is_a_function_of_the_step():
     for epoch in range(4):  # every image once an epoch, though 4 does not divide 10
         assert sorted(flat[epoch * 10 : epoch * 10 + 10]) == list(range(10))
     assert flat[:10] != flat[10:20]
+
+
+def test_indices_of_a_step_take_no_time():
+    """Twice a step, and as a list of tensors it would be milliseconds."""
+    order = StepSampler(1_281_167, 256, 0, 0, 10_000)
+    order.indices_of(1)  # draws the permutation
+    started = time.perf_counter()
+    for step in range(1, 101):
+        order.indices_of(step)
+    assert time.perf_counter() - started < 0.05
 
 
 def test_flip_mirrors_only_where_asked():

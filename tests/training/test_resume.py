@@ -158,7 +158,7 @@ def test_two_processes_and_back(tmp_path):
         assert torch.allclose(ours["ema"][key], value, atol=1e-5), key
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])  # SIGTERM is sent to torchrun below
 def test_exit_code_of_a_signal(tmp_path, number):
     victim = start(*flags(tmp_path, "--max-steps", 1000))
     try:

@@ -4,6 +4,8 @@ import csv
 import re
 import subprocess
 import sys
+import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,11 +15,14 @@ from PIL import Image
 
 from cli import DIGITS, ENV, ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
+from common.errors import UserError
 from inference import ODE, Guidance, Pipeline
 from training import trainer
 from training.ema import Averages
 from training.objective import Objective
 from training.plot import running_mean
+from training.run_folder import RunFolder
+from transport import SolverError
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--lr", 1e-3]
 SMALL += ["--log-every", 1, "--sample-every", 1000]
@@ -248,12 +253,34 @@ def test_a_run_that_goes_on_has_let_go_of_its_checkpoint_and_imports_no_compiler
     assert re.findall("MAPPED.*|COMPILER.*", done.stdout) == ["MAPPED 0", "COMPILER False"]
 
 
-def test_no_memory_for_a_picture_is_a_warning(tmp_path, capsys, monkeypatch):
-    def draw(*args, **kwargs):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+NO_PICTURE = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+    UserError("its samples are not finite numbers"),
+    SolverError("dopri5 failed"),
+]
 
-    monkeypatch.setattr("inference.pipeline.Pipeline.draw", draw)
+
+@pytest.mark.parametrize("error", NO_PICTURE, ids=lambda error: type(error).__name__)
+def test_a_picture_that_cannot_be_drawn_is_a_warning(error, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("inference.pipeline.Pipeline.draw", Mock(side_effect=error))
     flags = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--max-steps", 2]
     result = call(capsys, "train", *flags, "--sample-every", 1, "--results-dir", tmp_path)
     assert result.code == 0, result.err
-    assert result.out.count("WARNING: no sample picture: CUDA out of memory") == 2
+    assert result.out.count(f"WARNING: no sample picture: {error}") == 2
+    assert not list(tmp_path.glob("*/samples/*"))
+
+
+def test_the_plot_is_drawn_while_steps_go_on(tmp_path, capsys, monkeypatch):
+    """In a thread, one at a time, and once more at the end."""
+    drawn, plot = [], RunFolder.plot_loss
+
+    def plot_loss(folder):
+        drawn.append(threading.current_thread() is threading.main_thread())
+        plot(folder)
+
+    monkeypatch.setattr(RunFolder, "plot_loss", plot_loss)
+    monkeypatch.setattr(RunFolder, "plot_loss_rarely", plot_loss)
+    result = call(capsys, "train", *SMALL, "--max-steps", 4, "--ckpt-every", 1, "--results-dir", tmp_path)
+    assert result.code == 0, result.err
+    assert drawn[0] is False and drawn[-1] is True and drawn.count(True) == 1
+    assert next(tmp_path.glob("*/loss.png")).stat().st_size > 1000
