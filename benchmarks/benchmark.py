@@ -1,7 +1,8 @@
 """How fast this machine trains and samples: python benchmarks/benchmark.py --model SiT-S/2 --batch-size 8
 
 Weights and data are random, so nothing is downloaded. A line of the table is a piece of work in one setting, as the
-scripts do it; but they run the autoencoder in float32 (TF32 on GPUs) and uncompiled alone, and compile without freezing.
+scripts do it; but they run the autoencoder in float32 (TF32 on GPUs) and uncompiled alone, compile without freezing, and in
+training block by block, where this compiles the network as one.
 
     seconds       median of a call's time
     of peak       arithmetic of the model (costs.py) in that time, as a share of this machine's best matrix product in the
