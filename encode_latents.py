@@ -47,11 +47,11 @@ def main(args):
 
     world = distributed.setup(timeout_hours=24)
     precision = set_precision(args.precision, world.device)
-    dataset = open_dataset(args.data_path, args.image_size)
+    dataset = world.from_main(lambda: open_dataset(args.data_path, args.image_size))
     if dataset.encoded or not dataset.classes:
         found = "it is a cache of latents already" if dataset.encoded else "its images are in no class folders"
         raise UsageError(f"--data-path {args.data_path}: {found}")
-    autoencoder = load_autoencoder(args.vae).to(world.device)
+    autoencoder = world.main_first(lambda: load_autoencoder(args.vae)).to(world.device)
     shape = (len(dataset), 2 if dataset.mirrors else 1, 2, *latent_shape(args.image_size, autoencoder, patch_size=1))
     settings = dict(data_path=args.data_path, image_size=args.image_size, batch_size=args.batch_size, precision=precision)
     record = make_record(settings, dataset, autoencoder, shape)
@@ -62,10 +62,14 @@ def main(args):
         print(f"{folder}: {len(dataset):,} images, moments of shape {shape}, {gigabytes:.3g} GB", flush=True)
         if dataset.note:
             print(f"{args.data_path}: {dataset.note}", flush=True)
-    with writing(folder, "--out"):
-        done = world.broadcast(begin(folder, record, store, shape) if world.is_main else None)
+
+    def start():
+        with writing(folder, "--out"):
+            return begin(folder, record, store, shape)
+
+    done = world.from_main(start)
     if not done:
-        missing, started = world.broadcast(store.missing() if world.is_main else None), time.time()
+        missing, started = world.from_main(store.missing), time.time()
         own = missing[world.rank :: world.size]
         encode_chunks(folder, world, dataset, autoencoder, store, own, shape[1], args.num_workers)
         world.barrier()

@@ -7,6 +7,7 @@ The metrics are those of ADM's evaluation suite (Dhariwal & Nichol, arXiv 2105.0
 """
 
 import hashlib
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -80,7 +81,7 @@ def main(args):
     world = distributed.setup()
     set_precision(args.precision, world.device)
     samples = open_images(args.samples, image_size=args.image_size)
-    opened = open_reference(args.ref, args.image_size, warn)
+    opened = open_reference(args.ref, args.image_size, warn=partial(print, file=sys.stderr))  # of any process
     for path, images in ((args.samples, samples), (args.ref, opened[1])):
         if images is not None and len(images) <= NEIGHBOURS:
             raise UserError(f"{path}: {len(images)} images; the metrics need {NEIGHBOURS + 1} or more")

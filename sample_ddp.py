@@ -137,17 +137,20 @@ def main(args):
     settings = dict(solver=solver, guidance=guidance)
     pipe.network(settings["guidance"])  # it can be guided so
     work, total, data = make_work(args, pipe, settings, expected_fid, scores)
-    name, identity = world.broadcast(describe(args, pipe, settings["guidance"], precision, data) if world.is_main else None)
+    name, identity = world.from_main(lambda: describe(args, pipe, settings["guidance"], precision, data))
     folder = Path(args.sample_dir)
     result, settings_file = folder / f"{name}.{'csv' if scores else 'npz'}", folder / f"{name}.json"
     if not (args.no_png or scores):
         work.png_folder = folder / name
     store = ChunkStore(folder / f"{name}.chunks", total, args.per_proc_batch_size)
-    if world.is_main:
+
+    def start():
         for path in (folder, store.folder, *([folder / name] if not (args.no_png or scores) else [])):
             writable_folder(path, "--sample-dir")
-    done = world.broadcast(settings_file.exists() and result.exists())
-    missing, started = world.broadcast(store.missing() if not done else []), time.time()
+        done = settings_file.exists() and result.exists()
+        return done, [] if done else store.missing()
+
+    (done, missing), started = world.from_main(start), time.time()
     make_chunks(work, store, missing[world.rank :: world.size], show=world.is_main)
     world.barrier()
     if world.is_main:

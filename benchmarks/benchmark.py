@@ -126,7 +126,7 @@ class Benchmark:
         network = self.network(replace(setting, compile=False))
         if setting.compile:
             compile_network(network)
-        return GuidedNetwork(network, Guidance(4.0), null_class=1000)
+        return GuidedNetwork(network, Guidance(4.0), null_class=1000, compiled=setting.compile)
 
     def sde_sampler(self, steps, transport=None):
         noise = SampleStreams(0, range(self.batch)).randn_like

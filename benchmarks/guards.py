@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
-from data.tolerant import DataGuard
+from common.unreadable import DataGuard
 from training import trainer
 from training.draws import Draws
 from training.guards import NumberGuard

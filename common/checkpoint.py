@@ -53,7 +53,8 @@ def load_checkpoint(path):
     try:
         content = _read_whole(path)
     except (OSError, MemoryError) as error:  # of the disk and the machine: another day the file may be read
-        raise UserError(f"--ckpt {path}: cannot be read ({getattr(error, 'strerror', None) or 'out of memory'})") from error
+        reason = "out of memory" if isinstance(error, MemoryError) else error.strerror or error
+        raise UserError(f"--ckpt {path}: cannot be read ({reason})") from error
     except Exception as error:  # a damaged file can raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             name = str(error).split("GLOBAL ", 1)[-1].split()[0]

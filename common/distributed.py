@@ -31,13 +31,15 @@ class World:
             dist.barrier()
 
     def main_first(self, call):
-        """call() on every process, the others only when the main one is done: it may download what they then find."""
-        result = call() if self.is_main else None
-        self.barrier()
-        return result if self.is_main else call()
+        """call() on every process, the others only when the main one is done: it may download what they then find, and a
+        UserError of it is raised by every process."""
+        kept = []
+        self.from_main(lambda: kept.append(call()))
+        return kept[0] if self.is_main else call()
 
     def from_main(self, call):
-        """call()'s picklable value, made by the main process alone. A UserError of it is raised by every process."""
+        """call()'s picklable value, made by the main process alone. A UserError of it is raised by every process: one that
+        waited for the others would only see that they are gone."""
         made = error = None
         if self.is_main:
             try:

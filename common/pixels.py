@@ -46,11 +46,6 @@ def subfolders(folder):
     return sorted(found)
 
 
-def are_many(unreadable, count):
-    """Whether so many unreadable pictures of count are more than the odd one that any large folder has."""
-    return unreadable > max(3, 0.01 * count)
-
-
 def in_words(others):
     """{ending: how many}, or nothing, as part of a line."""
     return ": " + ", ".join(f"{count:,} {ending}" for ending, count in others.most_common(5)) if others else ""

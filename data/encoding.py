@@ -11,11 +11,11 @@ from tqdm import tqdm
 from common.atomic import writable_folder, write_atomically, write_json, writing
 from common.chunks import written_behind
 from common.errors import UsageError, UserError
+from common.unreadable import DataGuard
 
 from .images import to_pixels
 from .latent_cache import COMPLETE, FORMAT, LABELS, MOMENTS, NAMES, encoder_hash, open_array, read_record
 from .loader import read_ahead
-from .tolerant import DataGuard
 
 UNFINISHED = "unfinished.json"  # what cache.json is going to say
 

@@ -33,7 +33,8 @@ def read_ahead(dataset, batches, num_workers, device):
     finally:
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         workers = getattr(iterator, "_workers", ())
-        for end in ("kill", "join"):
-            for worker in workers:
-                getattr(worker, end)()
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
         signal.signal(signal.SIGCHLD, handler)

@@ -99,4 +99,7 @@ def shared_features(images, inception, batch_size, world, title=None, limit=None
     count = min(len(images), limit or len(images))
     start, stop = (count * rank // world.size for rank in (world.rank, world.rank + 1))
     title = title if world.is_main else None
-    return gather_features(extract_features(images, inception, batch_size, start, stop, title), world)
+    features = extract_features(images, inception, batch_size, start, stop, title)
+    if guard := getattr(images, "guard", None):
+        guard.share(world)  # few in each process may be many together
+    return gather_features(features, world)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.pixels import are_many, center_crop, image_endings, in_words, opened, scan, to_rgb
+from common.pixels import center_crop, image_endings, in_words, opened, scan, to_rgb
+from common.unreadable import DataGuard
 
 # What a broken or unsuitable file may raise in NumPy and the standard library.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
@@ -28,14 +29,14 @@ def reading(name):
 class FolderImages:
     """The images of a folder and of its sub-folders, by folder and name; a slice reads uint8 (n, H, W, 3).
 
-    image_size: crop each as training does; otherwise they must be of one size. warn: told in one line of each file that
-    cannot be read, which a slice then lacks, as long as they are few; without, the first is an error, as is a picture of
-    another size. Raises UserError naming a file.
+    image_size: crop each as training does; otherwise they must be of one size. warn: told of each file that cannot be read,
+    which a slice then lacks, as long as they are as few as training passes over; without, the first is an error. Raises
+    UserError naming a file.
     """
 
     def __init__(self, path, image_size=None, warn=None):
-        (files, others), self.image_size, self.warn = scan(path), image_size, warn
-        self.files, self.unreadable = [Path(file) for file in files], set()
+        (files, others), self.image_size = scan(path), image_size
+        self.files, self.guard = [Path(file) for file in files], DataGuard(self, warn) if warn else None
         if not self.files:
             raise UserError(f"{path}: no images in it ({' '.join(sorted(image_endings()))})")
         self.note = f"{path}: passed over{in_words(others)}" if others else None
@@ -50,18 +51,21 @@ class FolderImages:
                 image = to_rgb(image)
                 return np.asarray(center_crop(image, self.image_size) if self.image_size else image)
         except UserError as error:
-            if self.warn is None:
+            if self.guard is None:
                 raise
             return error
 
     def __len__(self):
         return len(self.files)
 
+    def name(self, index):
+        return str(self.files[index])
+
     def __getitem__(self, rows):
-        images = []
-        for file, image in zip(self.files[rows], self.readers.map(self._read, self.files[rows])):
+        images, files = [], self.files[rows]
+        for index, file, image in zip(range(len(self))[rows], files, self.readers.map(self._read, files)):
             if isinstance(image, UserError):
-                self._pass_over(file, image)
+                self.guard.pass_over(index)
                 continue
             if image.shape != self.first[1]:
                 sizes = [f"{width} x {height}" for height, width, _ in (image.shape, self.first[1])]
@@ -69,13 +73,6 @@ class FolderImages:
                 raise UserError(f"{file}: {sizes[0]} pixels, but {self.first[0].name} has {sizes[1]}; {mend}")
             images.append(image)
         return np.stack(images) if images else np.empty((0, 1, 1, 3), np.uint8)
-
-    def _pass_over(self, file, error):
-        if file not in self.unreadable:
-            self.unreadable.add(file)
-            self.warn(f"passed over: {error}")
-        if are_many(len(self.unreadable), len(self)):
-            raise UserError(f"{len(self.unreadable)} of {len(self)} images cannot be read; one is {file}") from error
 
 
 class NpzImages:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -178,6 +179,23 @@ def test_as_a_real_command(trained, tmp_path):
     one_line(launch("sample", "ODE", "--ckpt", tmp_path / "array.npy"), 1, "array.npy", "not a checkpoint")
     two = launch("sample_ddp", "ODE", "--ckpt", trained, "--class-labels", 11, "--sample-dir", tmp_path, processes=2)
     assert two.code != 0 and "--class-labels 11" in two.err
+
+
+REFUSED = {
+    "train": [*DIGITS, "--model", "SiT-T/8", "--vae", "/nowhere", "--results-dir", "{folder}/r"],
+    "sample_ddp": ["ODE", "--ckpt", "/nowhere.pt", "--sample-dir", "{folder}/s"],
+    "encode_latents": [*DIGITS[:4], "--vae", "/nowhere", "--out", "{folder}/c"],
+}
+
+
+@pytest.mark.parametrize("script", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in list(REFUSED)[1:])])
+def test_what_one_process_refuses_all_refuse(script, tmp_path):
+    """In one line each: none waits for the main one, to see in a traceback that it is gone."""
+    done = launch(script, *(flag.format(folder=tmp_path) for flag in REFUSED[script]), processes=2)
+    assert done.code == 1 and "Connection closed" not in done.err
+    lines = [line for line in done.err.splitlines() if re.match(rf"{script}.py.*: error: ", line)]
+    assert len(lines) == 2 and all("/nowhere" in line for line in lines), done.err
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_names_that_no_locale_can_write(trained, tmp_path):

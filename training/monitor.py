@@ -91,7 +91,7 @@ class Monitor:
             self.wandb = self.folder.start_wandb(flags) if flags.wandb and not trainer.is_complete else None
             self.progress = tqdm(total=run.total_steps, initial=step, disable=None, unit="step")
         if flags.eval_every:  # a missing file is told at the start and not after hours
-            self.evaluation = Evaluation(run, lambda line: self.warn(f"WARNING: --eval-ref {flags.eval_ref}: {line}"))
+            self.evaluation = Evaluation(run, self.warn)
             self.log(
                 f"Evaluation every {flags.eval_every:,} steps: {flags.eval_samples:,} EMA samples against {flags.eval_ref}"
             )

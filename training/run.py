@@ -132,10 +132,12 @@ def begin_run(run):
     """Choose or make the run's folder, and load the checkpoint that it starts from; returns warnings for the log."""
     flags, world, warnings = run.flags, run.world, []
     name = f"{flags.model.replace('/', '-')}-{flags.path_type}-{flags.prediction}-{flags.loss_weight}"
-    if world.is_main:
-        run.folder, run.path, run.content = find_start(flags, name, warnings.append)
-        run.folder = run.folder or RunFolder.new(flags.results_dir, name)
-    run.folder, run.path = world.broadcast((run.folder, run.path) if world.is_main else None)
+
+    def start():
+        folder, path, run.content = find_start(flags, name, warnings.append)
+        return folder or RunFolder.new(flags.results_dir, name), path
+
+    run.folder, run.path = world.from_main(start)
     if run.path and not world.is_main:
         run.content = load_checkpoint(run.path)
     if run.content:

@@ -10,10 +10,10 @@ from common.checkpoint import load_weights, weights_of
 from common.flags import flags_of
 from common.recipe import build_with
 from common.signals import Stop
+from common.unreadable import DataGuard
 from data.images import to_latents
 from data.loader import read_ahead
 from data.order import StepSampler
-from data.tolerant import DataGuard
 
 from .draws import draw_step
 from .ema import Averages
@@ -75,7 +75,7 @@ class Trainer:
     def _first_weights(self):
         """The model of the checkpoint that the run starts from: published files have an EMA alone."""
         content, path = self.run.content, self.run.path
-        return build_with(self.run.recipe, content.get("model") or weights_of(content, path), path)
+        return build_with(self.run.recipe, weights_of(content, path, "model" if "model" in content else None), path)
 
     def _continue(self, log):
         """Load each state from the checkpoint's; what it lacks starts from its weights, or anew, as the log says."""

@@ -9,7 +9,8 @@ from common.distributed import World
 from common.errors import UsageError, UserError
 from common.recipe import Recipe
 from common.signals import Stop
-from data.tolerant import DataGuard, Tolerant
+from common.unreadable import DataGuard
+from data.tolerant import Tolerant
 from train import make_parser
 from training.draws import draw_step
 from training.ema import update_ema
