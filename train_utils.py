@@ -200,10 +200,16 @@ def parse_data_args(group, classes):
     group.add_argument("--num-classes", type=positive_int, default=1000, help=classes)
 
 
+def say(line):
+    """A line on stderr, in one piece: print writes its end by itself, and the lines of two processes may mix."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
 def warn(line):
     """A line on stderr, of the main process."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"WARNING: {line}", file=sys.stderr, flush=True)
+        say(f"WARNING: {line}")
 
 
 def warn_of_bf16(device, precision):
@@ -226,10 +232,10 @@ def run(main, prog):
     except (UserError, SolverError) as error:
         rank = os.environ.get("RANK", "0")
         message = re.sub(r"^[\w.]+Error: ", "", str(error).splitlines()[-1])  # a loader's process adds its traceback
-        print(f"{prog}{f' [rank {rank}]' if rank != '0' else ''}: error: {message}", file=sys.stderr, flush=True)
+        say(f"{prog}{f' [rank {rank}]' if rank != '0' else ''}: error: {message}")
         sys.exit(getattr(error, "exit_code", 1))
     except KeyboardInterrupt:
-        print(f"\n{prog}: interrupted", file=sys.stderr)
+        say(f"\n{prog}: interrupted")
         sys.exit(128 + signal.SIGINT)
 
 

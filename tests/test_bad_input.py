@@ -190,11 +190,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("script", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in list(REFUSED)[1:])])
 def test_what_one_process_refuses_all_refuse(script, tmp_path):
-    """In one line each: none waits for the main one, to see in a traceback that it is gone."""
+    """In one line each: none waits for the main one, to see in a traceback that it is gone. torchrun, which ends the others
+    when one has left, may be faster than a line."""
     done = launch(script, *(flag.format(folder=tmp_path) for flag in REFUSED[script]), processes=2)
     assert done.code == 1 and "Connection closed" not in done.err
     lines = [line for line in done.err.splitlines() if re.match(rf"{script}.py.*: error: ", line)]
-    assert len(lines) == 2 and all("/nowhere" in line for line in lines), done.err
+    assert lines and done.err.count(": error: ") == len(lines) and all("/nowhere" in line for line in lines), done.err
     assert not list(tmp_path.rglob("*"))
 
 

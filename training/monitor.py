@@ -43,7 +43,7 @@ class Monitor:
             self.logger.info(line)
         else:
             self.attempt("log", self.folder.append, f"[rank {self.world.rank}] {line}")
-            print(line, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{line}\n")  # in one piece, as print would not
 
     def __enter__(self):
         return self
