@@ -57,13 +57,19 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def max(self, value):
-        """Largest of one int per process. On the CPU, so that no GPU is waited for."""
+    def max_later(self, value):
+        """What waits for the largest of one int per process, and returns it: the message travels meanwhile. On the CPU, so
+        that no GPU is waited for."""
         if not self.distributed:
-            return value
+            return lambda: value
         tensor = torch.tensor(value)
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-        return int(tensor)
+        message = dist.all_reduce(tensor, op=dist.ReduceOp.MAX, async_op=True)
+
+        def received():
+            message.wait()
+            return int(tensor)
+
+        return received
 
     def gather(self, value):
         """List of every process's picklable value, by rank."""

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from tqdm import tqdm
 from common.atomic import write_atomically, writing
 from common.chunks import write_npz, written_behind
 from common.streams import generator
+
+WRITERS = 8  # threads that compress PNGs
 
 
 @dataclass
@@ -119,8 +122,10 @@ def keep_chunk(store, chunk, arrays, png_folder):
     if "images" in arrays:
         arrays["images"] = arrays["images"].cpu().numpy()
     with writing(store.folder, "--sample-dir"):
-        for index, image in zip(store.indices(chunk), arrays["images"]) if png_folder else ():
-            Image.fromarray(image).save(png_folder / f"{index:06d}.png")
+        if png_folder:
+            save = lambda index, image: Image.fromarray(image).save(png_folder / f"{index:06d}.png")  # noqa: E731
+            with ThreadPoolExecutor(WRITERS) as writers:
+                list(writers.map(save, store.indices(chunk), arrays["images"]))
         store.save(chunk, **arrays)
 
 

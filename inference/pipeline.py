@@ -153,10 +153,10 @@ class Pipeline:
         if reverse and not isinstance(solver, ODE):
             raise UsageError("images become noise by the ODE: give an ODE as solver")
         more = dict(trajectory=trajectory, on_step=on_step) | ({"reverse": True} if reverse else {})
-        with as_usage_error():
-            sample = solver.sampling(Sampler(self.transport), streams.randn_like, edges=guidance.edges, **more)
         set_precision(self.precision, self.device)  # which another pipeline may have set since
-        with self._naming():
+        with self._naming(), streams.ahead() as randn_like:
+            with as_usage_error():
+                sample = solver.sampling(Sampler(self.transport), randn_like, edges=guidance.edges, **more)
             states = sample(z, network, y=y)
         self.calls += network.calls
         check_finite(states[-1], f"--ckpt {self.path}: its samples", "; its weights may be damaged or untrained")

@@ -43,7 +43,7 @@ class Trainer:
     """
 
     def __init__(self, run, monitor):
-        self.run, self.stop, self.step = run, Stop(), 0
+        self.run, self.stop, self.step, self.message = run, Stop(), 0, int
         torch.manual_seed(run.flags.global_seed)  # the same initial weights on every process
         model = (self._first_weights() if run.content else run.recipe.build()).to(run.device)
         self.averages = Averages(model, run.flags.ema_decay)
@@ -60,6 +60,7 @@ class Trainer:
         self.states = own | others
         if run.content:
             self._continue(monitor.log)
+        self.mirrors = run.dataset.mirrors and not run.flags.no_flip
         self.numbers = NumberGuard(self.optimizer, run.flags.skip_nonfinite, run.device)
         self.images = DataGuard(run.dataset, monitor.warn)
 
@@ -92,26 +93,33 @@ class Trainer:
         self.step = step_of(content, path) if "opt" in content else 0
         self.run.content = None  # its memory
 
-    @contextlib.contextmanager
-    def reading(self):
-        """Compile, wrap and connect what the steps need; the loader's processes live as long as the block."""
-        run, flags = self.run, self.run.flags
-        if flags.compile:
+    def prepare(self):
+        """Compile the model, and connect it to those of the other processes."""
+        run = self.run
+        if run.flags.compile:
             compile_blocks(self.objective.model)
-        self.forward = self.objective
+        self.forward = self.objective.train()
         if run.world.distributed:
             device_ids = [run.device.index] if run.device.type == "cuda" else None
             self.forward = DistributedDataParallel(self.objective, device_ids=device_ids, gradient_as_bucket_view=True)
+
+    @contextlib.contextmanager
+    def reading(self):
+        """Batches, and the model prepared for steps on them; the loader's processes live as long as the block."""
+        run, flags = self.run, self.run.flags
         ends, share = (self.step, run.total_steps), (run.world.rank, run.world.size)
         self.order = StepSampler(len(run.dataset), flags.global_batch_size, flags.global_seed, *ends, *share)
-        self.mirrors = run.dataset.mirrors and not flags.no_flip
-        self.objective.train()
         with read_ahead(run.dataset, self.order, flags.num_workers, run.device) as self.batches:  # of one endless epoch
+            self.prepare()  # with the loader's processes there already: NCCL's threads and memory are not to be forked
             yield
 
     def signal(self):
-        """The signal that any process has received, or 0."""
-        return self.run.world.max(self.stop.received)
+        """The signal that a process had received before the last step, or 0: the processes' message travels during a step.
+        One that is alone knows at once."""
+        if not self.run.world.distributed:
+            return self.stop.received
+        heard, self.message = self.message(), self.run.world.max_later(self.stop.received)
+        return heard
 
     def next_batch(self):
         """This process's images, or moments, and labels of the next step, on the device."""

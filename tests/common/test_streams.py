@@ -1,3 +1,8 @@
+import threading
+import time
+from unittest.mock import Mock
+
+import pytest
 import torch
 
 from common.streams import SampleStreams, generator, stream_seed
@@ -25,3 +30,34 @@ def test_draws_are_standard():
     draws = SampleStreams(0, range(2000)).randn((8,), "cpu")
     assert abs(draws.mean()) < 0.03 and abs(draws.std() - 1) < 0.03
     assert abs(torch.corrcoef(draws.T)[0, 1]) < 0.1 and abs(torch.corrcoef(draws[:8])[0, 1]) < 0.9
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_drawn_ahead_the_numbers_are_the_same(count):
+    alone, ahead = SampleStreams(1, range(count)), SampleStreams(1, range(count))
+    x = torch.zeros(count, 3, 5, 7)
+    assert torch.equal(alone.randn(x.shape[1:], "cpu"), ahead.randn(x.shape[1:], "cpu"))  # where a solve starts
+    with ahead.ahead() as randn_like:
+        drawn = [randn_like(x) for _ in range(20)]  # each in memory of its own
+    assert all(torch.equal(noise, alone.randn_like(x)) for noise in drawn)
+
+
+def test_the_next_draw_is_made_while_the_caller_works(monkeypatch):
+    """A draw that takes 0.05 s, eight times: waited for once, not eight times more beside work of as long."""
+    streams, normal, waited = SampleStreams(0, range(1)), torch.Tensor.normal_, 0.0
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda *args, **kwargs: (time.sleep(0.05), normal(*args, **kwargs))[1])
+    with streams.ahead() as randn_like:
+        for _ in range(8):
+            started = time.perf_counter()
+            randn_like(torch.zeros(1, 3))
+            waited += time.perf_counter() - started
+            time.sleep(0.06)
+    assert 0.05 <= waited < 0.2
+
+
+def test_a_draw_that_fails_is_told_and_leaves_no_thread(monkeypatch):
+    streams, threads = SampleStreams(0, range(4)), threading.active_count()
+    monkeypatch.setattr(torch.Tensor, "normal_", Mock(side_effect=MemoryError("no memory")))
+    with pytest.raises(MemoryError, match="no memory"), streams.ahead() as randn_like:
+        randn_like(torch.zeros(4, 3))
+    assert threading.active_count() == threads

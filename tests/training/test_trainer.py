@@ -284,3 +284,31 @@ def test_the_plot_is_drawn_while_steps_go_on(tmp_path, capsys, monkeypatch):
     assert result.code == 0, result.err
     assert drawn[0] is False and drawn[-1] is True and drawn.count(True) == 1
     assert next(tmp_path.glob("*/loss.png")).stat().st_size > 1000
+
+
+FORKS = """
+import sys
+sys.path.insert(0, {root!r})
+import multiprocessing, train
+from train_utils import run
+import training.trainer
+Parallel = training.trainer.DistributedDataParallel
+
+def wrap(*args, **kwargs):
+    print("CHILDREN", len(multiprocessing.active_children()), flush=True)
+    return Parallel(*args, **kwargs)
+
+training.trainer.DistributedDataParallel = wrap
+arguments = train.make_parser().parse_args()
+run(lambda: train.main(arguments), "train.py")
+"""
+
+
+def test_loading_processes_are_there_before_those_of_the_network_meet(tmp_path):
+    """Processes are forked before NCCL has threads and memory to be forked: before DDP, which is the first to need it."""
+    (tmp_path / "show.py").write_text(FORKS.format(root=str(ROOT)))
+    argv = [*SMALL, "--num-workers", 2, "--max-steps", 1, "--results-dir", tmp_path / "r"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    done = subprocess.run([*launcher, tmp_path / "show.py", *map(str, argv)], capture_output=True, text=True, env=ENV)
+    assert done.returncode == 0, done.stderr
+    assert re.findall("CHILDREN.*", done.stdout) == ["CHILDREN 2"]
