@@ -12,7 +12,7 @@ GUIDANCE := --cfg-scale 2.75 --cfg-channels all
 # Multi-process tests on few cores: threads that spin while they wait would slow each other tenfold.
 QUIET := OMP_WAIT_POLICY=PASSIVE
 
-.PHONY: install demo demo-train demo-samples test test-slow test-slurm lint clean
+.PHONY: install demo demo-train demo-samples test test-slow test-gpu test-slurm lint clean
 
 install: $(VENV)/installed
 
@@ -43,10 +43,14 @@ demo-samples: install
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
 
 test: install
-	$(QUIET) $(BIN)/python -m pytest -m "not slow and not slurm"
+	$(QUIET) $(BIN)/python -m pytest -m "not slow and not slurm and not gpu"
 
 test-slow: install
 	$(QUIET) $(BIN)/python -m pytest -m slow
+
+# On the GPU where there is one; the other tests do not see it.
+test-gpu: install
+	$(QUIET) $(BIN)/python -m pytest -m gpu
 
 # As one node on this machine, from Debian's packages; as root.
 test-slurm: install

@@ -1,5 +1,7 @@
 """Every test starts from the same seed, on one thread: the tensors are small."""
 
+import os
+import re
 import signal
 
 import numpy as np
@@ -8,6 +10,12 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """GPUs are hidden from tests, whose numbers are a CPU's, but for those marked gpu, when they are asked for."""
+    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

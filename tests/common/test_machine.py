@@ -1,5 +1,6 @@
 """What the machine reaches: measured quickly, and said."""
 
+import os
 import re
 import time
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import common.machine
-from cli import DIGITS, call
+from cli import DIGITS, ENV, call
 from common.machine import matrix_peak, slow_bf16
 
 CPU = torch.device("cpu")
@@ -68,3 +69,8 @@ def test_sampling_says_what_bf16_costs(slow_machine, trained, tmp_path, capsys):
     result = call(capsys, "sample", "ODE", *flags, "--precision", "bf16")
     assert result.code == 0 and result.err.count("WARNING: this cpu multiplies") == 1
     assert "WARNING" not in call(capsys, "sample", "ODE", *flags).err
+
+
+def test_gpus_are_hidden_from_tests_that_do_not_ask_for_them(pytestconfig):
+    """On a machine with one, the numbers here are a CPU's all the same, in the commands that a test starts too."""
+    assert pytestconfig.option.markexpr == "gpu" or os.environ["CUDA_VISIBLE_DEVICES"] == ENV["CUDA_VISIBLE_DEVICES"] == ""
