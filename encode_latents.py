@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from common.errors import UsageError
-from train_utils import Parser, image_size, non_negative_int, positive_int, run
+from train_utils import Parser, image_size, non_negative_int, positive_int, run, warn_of_precision
 
 
 def make_parser():
@@ -47,6 +47,7 @@ def main(args):
 
     world = distributed.setup(timeout_hours=24)
     precision = set_precision(args.precision, world.device)
+    warn_of_precision(world.device, precision)
     dataset = world.from_main(lambda: open_dataset(args.data_path, args.image_size))
     if dataset.encoded or not dataset.classes:
         found = "it is a cache of latents already" if dataset.encoded else "its images are in no class folders"

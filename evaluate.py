@@ -15,7 +15,7 @@ from pathlib import Path
 from common.errors import UsageError, UserError
 from common.flags import flags_of
 from common.precision import PRECISIONS
-from train_utils import Parser, image_size, positive_int, run, warn, warn_of_bf16
+from train_utils import Parser, image_size, positive_int, run, warn, warn_of_precision
 
 
 def make_parser():
@@ -86,7 +86,7 @@ def main(args):
         if images is not None and len(images) <= NEIGHBOURS:
             raise UserError(f"{path}: {len(images)} images; the metrics need {NEIGHBOURS + 1} or more")
     check_outputs(args)
-    warn_of_bf16(world.device, args.precision)
+    warn_of_precision(world.device, args.precision)
     inception = load_inception(args.inception_weights, world.device)
     measure = partial(shared_features, inception=inception, batch_size=args.batch_size, world=world)
     for note in {getattr(images, "note", None) for images in (samples, opened[1])} - {None}:

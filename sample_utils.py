@@ -17,7 +17,7 @@ from train_utils import (
     positive_int,
     transport_settings,
     warn,
-    warn_of_bf16,
+    warn_of_precision,
 )
 
 MODES = {"ODE": "sample by the probability flow", "SDE": "sample by the reverse SDE"}
@@ -120,7 +120,7 @@ def pipeline_from(args, device, precision):
 
     if args.ckpt is None and (args.model, args.image_size, args.num_classes) != ("SiT-XL/2", 256, 1000):
         raise UsageError("--ckpt is missing: published weights are there only for SiT-XL/2 at 256 px and 1000 classes")
-    warn_of_bf16(device, precision)
+    warn_of_precision(device, precision)
     names = ("model", "image_size", "num_classes", *vars(transport_settings(args)))
     pipe = Pipeline.load(
         args.ckpt,

@@ -212,13 +212,12 @@ def warn(line):
         say(f"WARNING: {line}")
 
 
-def warn_of_bf16(device, precision):
-    """Where it is slow: on a GPU it never is, and would take a moment to measure."""
-    if precision == "bf16" and device.type == "cpu":
-        from common.machine import slow_bf16
+def warn_of_precision(device, precision):
+    """Where it is slow, or not what it is called."""
+    from common.machine import precision_warning
 
-        if line := slow_bf16(device):
-            warn(line)
+    if line := precision_warning(device, precision):
+        warn(line)
 
 
 def run(main, prog):

@@ -1,4 +1,4 @@
-"""The stop-watch of benchmark.py: pieces of work timed by turns, their memory, a table and a .json."""
+"""The stop-watches: of benchmark.py, which times pieces of work by turns, with their memory, a table and a .json; of gpu.py."""
 
 import gc
 import platform
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch._dynamo.utils import counters
 from tqdm import tqdm
 
 from common.atomic import write_json
@@ -128,3 +129,42 @@ class Stopwatch:
         rate, share = show(row["images_per_second"], ",.1f"), show(row["share_of_peak"], ".0%")
         cells = (show(seconds, ".4f"), rate, share, show(memory / 1e6, ",.1f"), show(ratio, ".2f"))
         self._print(COLUMNS.format(section, setting.name, *cells))
+
+
+@dataclass
+class Bench:
+    """Where gpu.py's work is done; quick: in miniature, to see that all runs."""
+
+    device: torch.device
+    quick: bool = False
+
+    @property
+    def precisions(self):
+        return ("fp32", "tf32", "bf16") if self.device.type == "cuda" else ("fp32", "bf16")
+
+    @property
+    def default(self):
+        """The precision that the scripts take by themselves."""
+        return "tf32" if self.device.type == "cuda" else "fp32"
+
+    def small(self, large, small):
+        return small if self.quick else large
+
+    def seconds(self, work, turns=1):
+        """Median of a call's time."""
+        times = []
+        for _ in range(turns):
+            synchronize(self.device)
+            started = time.perf_counter()
+            work()
+            synchronize(self.device)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+
+    def forget(self):
+        """What the last setting has left in memory, and in the compiler."""
+        torch._dynamo.reset()
+        counters.clear()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

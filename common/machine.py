@@ -3,10 +3,13 @@
 import ctypes
 import gc
 import math
+import os
 import time
 from pathlib import Path
 
 import torch
+
+FORCED = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # NVIDIA's containers have set it, and no setting of PyTorch's overrules it
 
 
 def synchronize(device):
@@ -48,6 +51,15 @@ def slow_bf16(device, peak=None):
         return None
     times = f"{fp32 / bf16:.3g} times slower in bf16 than in fp32"
     return f"this {device.type} multiplies matrices {times}; --precision fp32 is faster here"
+
+
+def precision_warning(device, precision, peak=None):
+    """One line where a precision is not what its name says here, or slow, else None. peak: where it has been measured."""
+    if device.type == "cuda" and precision == "fp32" and os.environ.get(FORCED) == "1":
+        return f"{FORCED}=1 is in the environment: PyTorch then multiplies in TF32, and fp32 is not float32; unset it"
+    if device.type == "cpu" and precision == "bf16":  # which no GPU is slow in
+        return slow_bf16(device, peak)
+    return None
 
 
 class PeakMemory:

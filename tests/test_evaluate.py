@@ -209,6 +209,7 @@ def test_wrong_input_is_one_line(call, files, line, code, message):
     assert not (files["samples"].parent / "harm").exists()
 
 
+@pytest.mark.slow
 def test_folders_as_people_have_them(call, weights, samples, sample_images, reference, folder, tmp_path):
     """Class sub-folders of mixed sizes, cropped as training does; and a reference with mu and sigma alone."""
     for i, image in enumerate(sample_images):

@@ -39,7 +39,7 @@ def outputs(folder):
     return npz.read_bytes(), record
 
 
-@pytest.mark.parametrize("mode", ["dopri5", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sde", "heun"))])
+@pytest.mark.parametrize("mode", ["heun", *(pytest.param(mode, marks=pytest.mark.slow) for mode in ("sde", "dopri5"))])
 def test_one_process_two_and_killed_ones_make_the_same_npz(trained, tmp_path, capsys, mode):
     result = call(capsys, "sample_ddp", *flags(trained, tmp_path / "one", mode))
     assert result.code == 0, result.err
@@ -111,6 +111,7 @@ def images_of(folder):
     return np.load(npz)["arr_0"].astype(int)
 
 
+@pytest.mark.slow
 def test_compiled_samples_are_the_same(trained, tmp_path, capsys):
     argv = ["SDE", "--ckpt", trained, "--num-sampling-steps", 4, "--num-fid-samples", 4, "--no-png"]
     argv += ["--cfg-scale", 2, "--guidance-low", 0.5]  # on twice the images, from there on

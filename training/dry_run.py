@@ -6,7 +6,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.machine import PeakMemory, matrix_peak, slow_bf16, synchronize
+from common.machine import PeakMemory, matrix_peak, precision_warning, synchronize
 from common.sizes import height_width
 from costs import PEAKS, all_reduced_bytes, cache_bytes, forward_flops, gb, hours, step_flops, training_bytes
 
@@ -36,7 +36,7 @@ class DryRun:
         known = f"{gb(activations)} activations" if not math.isnan(activations) else "activations unknown for these blocks"
         self._print("model", f"{flags.model}, latents {run.recipe.latent_shape}, {count:,} parameters")
         self._print("batch", f"{batch} images on {processes} process(es), {run.micro} at a time, {run.precision}")
-        if run.precision == "bf16" and (warning := slow_bf16(run.device, self.peak)):
+        if warning := precision_warning(run.device, run.precision, self.peak):
             self._print("warning", warning)
         self._print("forward", f"{forward_flops(network) / 1e9:.3g} GFLOP an image")
         self._print("training step", f"{self.flops / 1e12:.3g} TFLOP")

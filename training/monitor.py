@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
-from common.machine import matrix_peak, slow_bf16
+from common.machine import matrix_peak, precision_warning
 from costs import step_flops
 from inference import ODE, Guidance
 from inference.pictures import save_picture
@@ -67,7 +67,7 @@ class Monitor:
         # The arithmetic of a step in this process, and the rate at which it could be done.
         self.flops = step_flops(backbone_on_paper(run.recipe), run.batch, flags.grad_checkpointing)
         self.peak = matrix_peak(world.device, run.precision)
-        if run.precision == "bf16" and (warning := slow_bf16(world.device, self.peak)):
+        if warning := precision_warning(world.device, run.precision, self.peak):
             self.log(f"WARNING: {warning}")
         self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
         if world.is_main:

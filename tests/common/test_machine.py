@@ -9,7 +9,7 @@ import torch
 
 import common.machine
 from cli import DIGITS, ENV, call
-from common.machine import matrix_peak, slow_bf16
+from common.machine import matrix_peak, precision_warning, slow_bf16
 
 CPU = torch.device("cpu")
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--max-steps", 2]
@@ -52,6 +52,14 @@ def test_slow_bf16_is_one_line_and_fast_bf16_none(monkeypatch):
     assert "67.5 times slower in bf16 than in fp32; --precision fp32 is faster here" in slow_bf16(CPU)
     peaks["bf16"] = 130e9  # no slower than measurements differ
     assert slow_bf16(CPU) is None and slow_bf16(CPU, 1e9) is not None
+
+
+def test_an_override_of_pytorchs_is_told(monkeypatch):
+    cuda = torch.device("cuda")
+    assert [precision_warning(cuda, precision) for precision in ("fp32", "tf32", "bf16")] == [None] * 3
+    monkeypatch.setenv("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "1")
+    assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1" in precision_warning(cuda, "fp32")
+    assert precision_warning(cuda, "tf32") is precision_warning(cuda, "bf16") is precision_warning(CPU, "fp32") is None
 
 
 def test_training_says_what_bf16_costs_and_shows_no_share_above_all(slow_machine, tmp_path, capsys):

@@ -28,6 +28,7 @@ def test_numbers_come_from_its_config():
     assert not any(p.requires_grad for p in [autoencoder.decode(x)])
 
 
+@pytest.mark.slow
 def test_latents_have_unit_scale_and_reconstructions_are_recognised():
     from digit_classifier import features, train_classifier
 

@@ -20,6 +20,7 @@ def reference(tmp_path):
     return tmp_path / "ref.npz"
 
 
+@pytest.mark.slow
 def test_evaluation_while_training_is_that_of_evaluate(reference, inception_weights, tmp_path):
     flags = ["--eval-every", 2, "--eval-samples", 6, "--eval-ref", reference, "--inception-weights", inception_weights]
     done = launch("train", *SMALL, *flags, "--results-dir", tmp_path / "r", processes=2)
@@ -59,6 +60,7 @@ def test_missing_weights_are_told_at_the_start(reference, tmp_path, capsys):
     one_line(call(capsys, "train", *SMALL, "--eval-ref", reference, "--results-dir", tmp_path / "r"), 2, "--eval-every")
 
 
+@pytest.mark.slow
 def test_samples_that_cannot_be_drawn_are_a_warning_on_all_processes(reference, inception_weights, tmp_path):
     """One rank fails alone; both pass over the evaluation, and the run goes on."""
     file = tmp_path / "broken_train.py"

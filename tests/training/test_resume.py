@@ -124,6 +124,7 @@ def test_ten_kills(tmp_path, processes):
     assert_equal(load_checkpoint(ours), load_checkpoint(theirs))
 
 
+@pytest.mark.slow
 def test_sigterm_under_torchrun(tmp_path):
     """Both processes end the step, save and leave; resumed, the run is the uninterrupted one, bit for bit."""
     straight = launch("train", *flags(tmp_path / "straight"), processes=2)
@@ -291,6 +292,7 @@ def test_one_broken_image_is_skipped_and_many_stop_the_run(folder_of, tmp_path, 
     one_line(call(capsys, "train", *many), 1, "more than 1 %", ".jpg")
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path):
     assert launch("train", *flags(tmp_path, "--max-steps", 2, "--lr-schedule", "constant")).code == 0
     (older,) = checkpoints(tmp_path)

@@ -1,0 +1,154 @@
+"""What gpu.py measures of training: steps and what they are made of, DDP's graphs, checkpoints.
+
+An item is a function that yields (setting, {figure: number}). Weights and latents are random.
+"""
+
+import tempfile
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.distributed as dist
+from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
+
+import train
+from common.checkpoint import load_checkpoint, save_checkpoint, weights_of
+from common.distributed import World
+from common.machine import PeakMemory, matrix_peak, synchronize
+from common.precision import set_precision
+from common.recipe import Recipe, build_with
+from common.sizes import height_width
+from costs import on_paper, step_flops, training_bytes
+from data.autoencoder import PixelSpace
+from models import model_config
+from training.run import Run
+from training.trainer import Trainer
+from transport import Transport, TransportSettings
+
+
+def recipe_of(name, image_size):
+    """Of a network with Stable Diffusion's latents, for ImageNet's classes."""
+    sides = tuple(side // 8 for side in height_width(image_size))
+    arguments = model_config(name, input_size=sides, in_channels=4, learn_sigma=False)
+    return Recipe(name, arguments, image_size, vae="random", transport=TransportSettings())
+
+
+def open_trainer(bench, name, image_size, batch, precision, more=()):
+    """A Trainer as train.py has it, and its cached latents and labels."""
+    flags = ["--data-path", "random", "--model", name, "--global-batch-size", str(batch), *more]
+    flags, recipe = train.make_parser().parse_args(flags), recipe_of(name, image_size)
+    set_precision(precision, bench.device)
+    transport, data = Transport(recipe.transport), SimpleNamespace(mirrors=True)
+    work = Run(flags, World(0, 1, bench.device), precision, data, PixelSpace(), transport, recipe, total_steps=10**6)
+    trainer = Trainer(work, SimpleNamespace(log=print, warn=print))
+    moments = torch.randn(batch, 2, 2, *recipe.latent_shape, device=bench.device).half()
+    return trainer, moments, torch.randint(1000, (batch,), device=bench.device)
+
+
+def step_figures(bench, name, image_size, batch, precision, compile=None):
+    """Of a training step. compile: None, blocks or whole."""
+    bench.forget()
+    peak, memory = matrix_peak(bench.device, precision), PeakMemory(bench.device)
+    trainer, moments, labels = open_trainer(bench, name, image_size, batch, precision, ["--compile"] * (compile == "blocks"))
+    torch._dynamo.config.optimize_ddp = True  # PyTorch's default, which compile_blocks changes
+    if compile == "whole":
+        trainer.objective.model.compile()
+    trainer.prepare()
+
+    def step():
+        trainer.step += 1
+        trainer.take_step(moments, labels)
+
+    first = bench.seconds(step)
+    step()
+    seconds, network = bench.seconds(step, bench.small(10, 2)), on_paper(name, image_size)
+    return {
+        "first step, s": first,
+        "ms": 1000 * seconds,
+        "images/s": batch / seconds,
+        "TFLOP/s": step_flops(network, batch) / seconds / 1e12,
+        "of peak, %": 100 * step_flops(network, batch) / seconds / peak,
+        "memory, GB": memory.read() / 1e9,
+        "on paper, GB": sum(training_bytes(network, batch, precision)) / 1e9,
+        "graphs": counters["stats"]["unique_graphs"],
+    }
+
+
+def steps(bench, image_size, batch, compiled):
+    """Of XL/2, in the default precision and in bf16."""
+    name, image_size, batch = bench.small(("SiT-XL/2", image_size, batch), ("SiT-T/8", 64, 2))
+    for compile, precision in product(compiled, (bench.default, "bf16")):
+        setting = f"{name}, {image_size} px, batch {batch}, {precision}" + (f", compiled {compile}" if compile else "")
+        try:
+            yield setting, step_figures(bench, name, image_size, batch, precision, compile)
+        except torch.cuda.OutOfMemoryError:
+            yield f"{setting}: out of memory", {}
+
+
+def ddp(bench):
+    """One process that meets only itself: what the compiler makes of DDP's buckets does not depend on how many there are."""
+    backend = "cpu:gloo,cuda:nccl" if bench.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield from steps(bench, 256, 32, ("blocks", "whole"))
+    dist.destroy_process_group()
+
+
+def peaks(bench):
+    for precision in bench.precisions:
+        set_precision(precision, bench.device)
+        sizes = bench.small((4096, 8192, 16384), (256,))
+        yield precision, {"TFLOP/s": matrix_peak(bench.device, precision, sizes, seconds=5) / 1e12}
+    one = torch.empty(bench.small(1 << 30, 1 << 22), dtype=torch.uint8, device=bench.device)
+    other, gigabytes = one.clone(), len(one) / 1e9
+    yield "copy", {"GB/s": 2 * gigabytes / bench.seconds(lambda: other.copy_(one), 10)}
+    if bench.device.type == "cuda":
+        host = torch.empty(len(one), dtype=torch.uint8, pin_memory=True)
+        yield "from pinned memory", {"GB/s": gigabytes / bench.seconds(lambda: one.copy_(host), 5)}
+
+
+def checkpoint(bench):
+    name, image_size = bench.small(("SiT-XL/2", 256), ("SiT-T/8", 64))
+    trainer, moments, labels = open_trainer(bench, name, image_size, 2, bench.default)
+    trainer.prepare()
+    trainer.step += 1
+    trainer.take_step(moments, labels)
+    trainer.run.dataset = ()  # of which a checkpoint holds the size
+    with tempfile.TemporaryDirectory(dir=".") as folder:  # /tmp may be in memory
+        path = Path(folder) / "checkpoint.pt"
+        saved = bench.seconds(lambda: save_checkpoint(trainer.content(), path))
+        size, recipe = path.stat().st_size / 1e9, trainer.run.recipe
+        yield f"save {name}", {"GB": size, "seconds": saved, "GB/s": size / saved}
+        loaded = bench.seconds(lambda: load_checkpoint(path))
+        yield f"load {name}, checked", {"GB": size, "seconds": loaded, "GB/s": size / loaded}
+        state = weights_of(load_checkpoint(path), path)
+        yield f"{name} onto the device", {"seconds": bench.seconds(lambda: build_with(recipe, state, path).to(bench.device))}
+
+
+def profile(bench):
+    """Where the time of a step goes, by operator or kernel."""
+
+    name, image_size, batch = bench.small(("SiT-S/2", 256, 32), ("SiT-T/8", 64, 2))
+    trainer, moments, labels = open_trainer(bench, name, image_size, batch, "bf16")
+    trainer.prepare()
+
+    def step():
+        trainer.step += 1
+        trainer.take_step(moments, labels)
+
+    step()
+    kind = "device" if bench.device.type == "cuda" else "cpu"
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (kind == "device")
+    turns = bench.small(5, 1)
+    seconds = bench.seconds(step, turns)
+    with profiler(activities=activities) as profiled:
+        for _ in range(turns):
+            step()
+        synchronize(bench.device)
+    spent = {event.key: getattr(event, f"self_{kind}_time_total") / 1000 / turns for event in profiled.key_averages()}
+    total = sum(spent.values())
+    yield f"{name}, batch {batch}, bf16: a step", {"ms": 1000 * seconds, f"busy {kind}, ms": total}
+    for key, took in sorted(spent.items(), key=lambda item: -item[1])[:12]:
+        yield key[:70].replace("|", "/"), {"ms": took, "share, %": 100 * took / total}
