@@ -8,6 +8,7 @@ it had measured by then is kept. Results are added to gpu.json, run after run: {
     --item NAME               one item in this process, as lines of JSON
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -82,7 +83,12 @@ def do_in_process(name, args):
     started, rows, ended = time.time(), [], "done"
     with tempfile.TemporaryFile("w+") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
-        timer = threading.Timer(LIMITS[name], os.killpg, (child.pid, signal.SIGKILL))
+
+        def end():
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself just now
+                os.killpg(child.pid, signal.SIGKILL)
+
+        timer = threading.Timer(LIMITS[name], end)
         timer.start()
         try:
             for line in child.stdout:
@@ -91,7 +97,7 @@ def do_in_process(name, args):
                     print(f"  {in_words(rows[-1])}", flush=True)
             code = child.wait()
         except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
+            end()
             child.wait()
             raise
         finally:

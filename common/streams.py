@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch
 
-THREADS = 4  # that draw ahead: half a millisecond for 64 latents of 256 px
+THREADS = 4  # that draw ahead; one takes 1.4 ms for 64 latents of 256 px
 
 
 def stream_seed(*key):
