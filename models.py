@@ -27,11 +27,16 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size, num_features=256):
         super().__init__()
         self.num_features = num_features
+        self.time_map = None  # what a network from elsewhere is told instead of t
         self.mlp = nn.Sequential(nn.Linear(num_features, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
 
+    @staticmethod
+    def frequencies(count, dtype=torch.float32, device=None):
+        return torch.exp(-math.log(10000.0) * torch.arange(count, dtype=dtype, device=device) / count)
+
     def features(self, t):
-        half = self.num_features // 2
-        freqs = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        freqs = self.frequencies(self.num_features // 2, device=t.device)
+        t = t if self.time_map is None else self.time_map(t)
         angles = t.float()[:, None] * freqs
         return torch.cat([angles.cos(), angles.sin()], dim=1)
 

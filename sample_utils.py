@@ -1,6 +1,7 @@
 """Flags that sample.py and sample_ddp.py share, and the library's objects that they turn into."""
 
 from common.errors import UsageError
+from common.kinds import KINDS
 from inference import ODE, SDE, Guidance
 from train_utils import (
     check_given,
@@ -47,7 +48,11 @@ def parse_modes(parser, add_own, vae, cfg_scale, num_images):
 def parse_model_args(parser, vae):
     """Flags of every script that loads a checkpoint. Without them, the checkpoint's own description holds."""
     group = parser.add_argument_group("model", "left out, each is read from the checkpoint; a contradiction is an error")
-    free(group.add_argument("--ckpt", help="checkpoint of train.py or published weights (the paper's SiT-XL/2 at 256 px)"))
+    ckpt = "checkpoint, folder, name such as SiT-B-2-256, or hub:REPO/FILE (published weights of --model and --image-size)"
+    free(group.add_argument("--ckpt", help=ckpt))
+    group.add_argument(
+        "--kind", default="auto", choices=KINDS, help="whose weights: SiT's, REPA's or DiT's, if that must be said"
+    )
     group.add_argument("--weights", default="ema", help="ema, or another state of the checkpoint: ema-0.999, model")
     parse_data_args(group, "classes the model knows")
     parse_vae_arg(group, vae)
@@ -118,12 +123,13 @@ def pipeline_from(args, device, precision):
     """The flags of parse_model_args and parse_speed_args as a Pipeline."""
     from inference import Pipeline
 
-    if args.ckpt is None and (args.model, args.image_size, args.num_classes) != ("SiT-XL/2", 256, 1000):
-        raise UsageError("--ckpt is missing: published weights are there only for SiT-XL/2 at 256 px and 1000 classes")
+    if args.ckpt is None and args.num_classes != 1000:
+        raise UsageError(f"--ckpt is missing: published weights know 1000 classes, not {args.num_classes}")
     warn_of_precision(device, precision)
     names = ("model", "image_size", "num_classes", *vars(transport_settings(args)))
     pipe = Pipeline.load(
         args.ckpt,
+        kind=args.kind,
         weights=args.weights,
         vae=args.vae if "vae" in args.given else None,
         device=device,

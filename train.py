@@ -12,6 +12,7 @@ What is trained, and by which losses, is in training/objective.py; a step of it 
 from importlib.util import find_spec
 
 from common.errors import UsageError, UserError
+from common.kinds import KINDS
 from train_utils import (
     Listed,
     Parser,
@@ -82,6 +83,9 @@ def add_running_args(add):
     free(add("--dry-run", action="store_true", help="print what a run costs, do one step of it, write nothing"))
     free(add("--results-dir", default="results", help="where run folders go"))
     free(add("--ckpt", help="continue from this checkpoint, in a new run folder"))
+    init = "begin with these weights: a checkpoint, published name or hub:REPO/FILE of any classes and size"
+    free(add("--init", help=init))  # but its SHA-256 is compared
+    free(add("--kind", default="auto", choices=KINDS, help="whose weights --init or --ckpt has, if that must be said"))
     free(add("--resume", action="store_true", help="continue the newest run of these flags, or start it"))
     free(add("--log-every", type=positive_int, default=100, help="steps between log lines"))
     free(add("--ckpt-every", type=positive_int, default=50_000, help="steps between checkpoints"))
@@ -103,6 +107,10 @@ def check_flags(args):
     """Raises UsageError for what one flag cannot know of another."""
     if args.ckpt and (args.resume or args.dry_run):
         raise UsageError(f"--ckpt and --{'resume' if args.resume else 'dry-run'}: give one of them")
+    if args.ckpt and args.init:
+        raise UsageError("--ckpt and --init: give one of them; the first continues a run, the second begins one")
+    if not (args.ckpt or args.init):
+        check_given(args, ("kind",), " goes with --init or --ckpt")
     if args.keep_every and not args.keep_last:
         raise UsageError("--keep-every goes with --keep-last")
     if not args.eval_every:

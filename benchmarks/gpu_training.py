@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 from torch._dynamo.utils import counters
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
@@ -37,31 +38,34 @@ def recipe_of(name, image_size):
 
 
 def open_trainer(bench, name, image_size, batch, precision, more=()):
-    """A Trainer as train.py has it, and its cached latents and labels."""
+    """A Trainer as train.py has it, to be prepared, and its step on cached latents."""
     flags = ["--data-path", "random", "--model", name, "--global-batch-size", str(batch), *more]
     flags, recipe = train.make_parser().parse_args(flags), recipe_of(name, image_size)
     set_precision(precision, bench.device)
     transport, data = Transport(recipe.transport), SimpleNamespace(mirrors=True)
     work = Run(flags, World(0, 1, bench.device), precision, data, PixelSpace(), transport, recipe, total_steps=10**6)
-    trainer = Trainer(work, SimpleNamespace(log=print, warn=print))
+    with torch.device(bench.device):  # which draws a gigabyte of weights faster
+        trainer = Trainer(work, SimpleNamespace(log=print, warn=print))
     moments = torch.randn(batch, 2, 2, *recipe.latent_shape, device=bench.device).half()
-    return trainer, moments, torch.randint(1000, (batch,), device=bench.device)
-
-
-def step_figures(bench, name, image_size, batch, precision, compile=None):
-    """Of a training step. compile: None, blocks or whole."""
-    bench.forget()
-    peak, memory = matrix_peak(bench.device, precision), PeakMemory(bench.device)
-    trainer, moments, labels = open_trainer(bench, name, image_size, batch, precision, ["--compile"] * (compile == "blocks"))
-    torch._dynamo.config.optimize_ddp = True  # PyTorch's default, which compile_blocks changes
-    if compile == "whole":
-        trainer.objective.model.compile()
-    trainer.prepare()
+    labels = torch.randint(1000, (batch,), device=bench.device)
 
     def step():
         trainer.step += 1
         trainer.take_step(moments, labels)
 
+    return trainer, step
+
+
+def step_figures(bench, name, image_size, batch, precision, compile=None):
+    """Of a training step. compile: None, blocks or whole."""
+    bench.forget()
+    set_precision(precision, bench.device)
+    peak, memory = matrix_peak(bench.device, precision), PeakMemory(bench.device)
+    trainer, step = open_trainer(bench, name, image_size, batch, precision, ["--compile"] * (compile == "blocks"))
+    torch._dynamo.config.optimize_ddp = True  # PyTorch's default, which compile_blocks changes
+    if compile == "whole":
+        trainer.objective.model.compile()
+    trainer.prepare()
     first = bench.seconds(step)
     step()
     seconds, network = bench.seconds(step, bench.small(10, 2)), on_paper(name, image_size)
@@ -73,14 +77,14 @@ def step_figures(bench, name, image_size, batch, precision, compile=None):
         "of peak, %": 100 * step_flops(network, batch) / seconds / peak,
         "memory, GB": memory.read() / 1e9,
         "on paper, GB": sum(training_bytes(network, batch, precision)) / 1e9,
-        "graphs": counters["stats"]["unique_graphs"],
+        "graphs": counters["aot_autograd"]["total"],
     }
 
 
-def steps(bench, image_size, batch, compiled):
-    """Of XL/2, in the default precision and in bf16."""
+def steps(bench, image_size, batch, compiled, defaults=True):
+    """Of XL/2 in bf16, and with defaults in the scripts' own precision."""
     name, image_size, batch = bench.small(("SiT-XL/2", image_size, batch), ("SiT-T/8", 64, 2))
-    for compile, precision in product(compiled, (bench.default, "bf16")):
+    for precision, compile in product(("bf16", *[bench.default] * defaults), compiled):
         setting = f"{name}, {image_size} px, batch {batch}, {precision}" + (f", compiled {compile}" if compile else "")
         try:
             yield setting, step_figures(bench, name, image_size, batch, precision, compile)
@@ -92,7 +96,7 @@ def ddp(bench):
     """One process that meets only itself: what the compiler makes of DDP's buckets does not depend on how many there are."""
     backend = "cpu:gloo,cuda:nccl" if bench.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    yield from steps(bench, 256, 32, ("blocks", "whole"))
+    yield from steps(bench, 256, 32, ("blocks", "whole"), defaults=False)
     dist.destroy_process_group()
 
 
@@ -111,43 +115,38 @@ def peaks(bench):
 
 def checkpoint(bench):
     name, image_size = bench.small(("SiT-XL/2", 256), ("SiT-T/8", 64))
-    trainer, moments, labels = open_trainer(bench, name, image_size, 2, bench.default)
+    trainer, step = open_trainer(bench, name, image_size, 2, bench.default)
     trainer.prepare()
-    trainer.step += 1
-    trainer.take_step(moments, labels)
+    step()
     trainer.run.dataset = ()  # of which a checkpoint holds the size
-    with tempfile.TemporaryDirectory(dir=".") as folder:  # /tmp may be in memory
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.pt"
         saved = bench.seconds(lambda: save_checkpoint(trainer.content(), path))
         size, recipe = path.stat().st_size / 1e9, trainer.run.recipe
         yield f"save {name}", {"GB": size, "seconds": saved, "GB/s": size / saved}
         loaded = bench.seconds(lambda: load_checkpoint(path))
-        yield f"load {name}, checked", {"GB": size, "seconds": loaded, "GB/s": size / loaded}
+        yield f"load {name}, checked, from the page cache", {"GB": size, "seconds": loaded, "GB/s": size / loaded}
         state = weights_of(load_checkpoint(path), path)
         yield f"{name} onto the device", {"seconds": bench.seconds(lambda: build_with(recipe, state, path).to(bench.device))}
 
 
 def profile(bench):
-    """Where the time of a step goes, by operator or kernel."""
-
+    """Where the time of a step goes: by kernel on a GPU, by operator on a CPU."""
     name, image_size, batch = bench.small(("SiT-S/2", 256, 32), ("SiT-T/8", 64, 2))
-    trainer, moments, labels = open_trainer(bench, name, image_size, batch, "bf16")
+    trainer, step = open_trainer(bench, name, image_size, batch, "bf16")
     trainer.prepare()
-
-    def step():
-        trainer.step += 1
-        trainer.take_step(moments, labels)
-
     step()
-    kind = "device" if bench.device.type == "cuda" else "cpu"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (kind == "device")
-    turns = bench.small(5, 1)
+    turns, cuda = bench.small(5, 1), bench.device.type == "cuda"
     seconds = bench.seconds(step, turns)
-    with profiler(activities=activities) as profiled:
+    with profiler(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiled:
         for _ in range(turns):
             step()
         synchronize(bench.device)
-    spent = {event.key: getattr(event, f"self_{kind}_time_total") / 1000 / turns for event in profiled.key_averages()}
+    events = profiled.key_averages()
+    if cuda:  # the kernels alone: operators are given their time as well
+        events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    kind = "device" if cuda else "cpu"
+    spent = {event.key: getattr(event, f"self_{kind}_time_total") / 1000 / turns for event in events}
     total = sum(spent.values())
     yield f"{name}, batch {batch}, bf16: a step", {"ms": 1000 * seconds, f"busy {kind}, ms": total}
     for key, took in sorted(spent.items(), key=lambda item: -item[1])[:12]:

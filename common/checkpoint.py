@@ -1,19 +1,40 @@
 """Checkpoint files: written whole or not at all, and read without running code.
 
+Read are torch's files, safetensors, and folders in diffusers' layout, from here or from elsewhere: what other code wrapped the
+weights in, or put before their names, is seen through.
+
 A checkpoint of train.py is a dict with "model", "ema", "opt", "args" as published, plus other states by name, "step" and
 "recipe" (recipe.py): all that is needed to rebuild the model and to sample from it.
 """
 
 import argparse
+import hashlib
+import json
+import pathlib
 import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from .atomic import write_atomically
 from .errors import UserError
+
+# What else than tensors and Python's own values the args of a checkpoint may hold: values alone, which run no code. A pair is
+# what stands for a name, of other versions or of another system.
+_number = np.float64(0).__reduce__()[0]
+VALUES = [argparse.Namespace, np.dtype, _number, *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}]
+VALUES += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+for _module in ("pathlib", "pathlib._local"):
+    VALUES += [(kind, f"{_module}.Pure{kind.__name__[4:]}") for kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath)]
+    VALUES += [(pathlib.PurePosixPath, f"{_module}.PosixPath"), (pathlib.PureWindowsPath, f"{_module}.WindowsPath")]
+WRAPPERS = ("ema", "model_ema", "model", "state_dict", "model_state_dict", "net")  # of weights, the best first
+PREFIX = re.compile(r"(module\.|_orig_mod\.)+")  # of DDP and of torch.compile
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # of a folder in diffusers' layout, beside its config.json
 
 
 class DamagedFile(UserError):
@@ -26,7 +47,9 @@ def save_checkpoint(content, path):
 
 
 def _read_whole(path):
-    """torch.load of a file that was first read against its own checksums (the CRC-32 of each tensor)."""
+    """The content of a file. torch's are first read against their own checksums (the CRC-32 of each tensor)."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
     is_zip = zipfile.is_zipfile(path)  # else a file of before torch 1.6, or none of torch's
     if is_zip:
         with zipfile.ZipFile(path) as archive:
@@ -34,7 +57,7 @@ def _read_whole(path):
         if damaged:
             raise ValueError(f"{damaged} does not match its checksum")
     # Published checkpoints carry their args as a Namespace.
-    with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+    with torch.serialization.safe_globals(VALUES), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pickle protocols; what matters is raised
         settings = dict(map_location="cpu", weights_only=True)
         if is_zip and str(path).isprintable():  # which torch can map
@@ -45,11 +68,16 @@ def _read_whole(path):
 
 def load_checkpoint(path):
     """The content of a checkpoint file, tensors on the CPU, running no code from it. Raises UserError naming the file, which
-    is a DamagedFile where it is not what was once written."""
+    is a DamagedFile where it is not what was once written.
+
+    A folder in diffusers' layout (transformer/config.json and its weights, or these alone) becomes a content whose "ema" are
+    the weights, and whose "config" is the config.
+    """
     path = Path(path)
+    if path.is_dir():
+        return _load_folder(path)
     if not path.is_file():
-        found = "it is a folder" if path.is_dir() else "there is no such file"
-        raise UserError(f"--ckpt {path}: {found}")
+        raise UserError(f"--ckpt {path}: there is no such file")
     try:
         content = _read_whole(path)
     except (OSError, MemoryError) as error:  # of the disk and the machine: another day the file may be read
@@ -66,6 +94,40 @@ def load_checkpoint(path):
     return content
 
 
+def _part(path):
+    """Where the transformer of a folder in diffusers' layout is."""
+    return path / "transformer" if (path / "transformer").is_dir() else path
+
+
+def file_hash(path):
+    """SHA-256 of a file, or of a folder's weights. Raises UserError where there are none."""
+    path, digest = Path(path), hashlib.sha256()
+    try:
+        with open(_part(path) / WEIGHTS_FILE if path.is_dir() else path, "rb") as file:
+            while part := file.read(1 << 24):
+                digest.update(part)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def _load_folder(path):
+    part = _part(path)
+    if not (part / "config.json").is_file():
+        raise UserError(f"--ckpt {path}: it is a folder, and not one in diffusers' layout (no transformer/config.json)")
+    try:
+        config = dict(json.loads((part / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedFile(f"--ckpt {path}: its config.json cannot be read ({error})") from error
+    recipe = {"recipe": config["recipe"]} if isinstance(config.get("recipe"), dict) else {}
+    return {"ema": load_checkpoint(part / WEIGHTS_FILE), "config": config} | recipe
+
+
+def _bare(state):
+    """A state dict without what DDP and torch.compile put before names."""
+    return {PREFIX.sub("", key, 1) if PREFIX.match(str(key)) else key: value for key, value in state.items()}
+
+
 def _is_sit(state):
     return isinstance(state, dict) and "pos_embed" in state and "x_embedder.proj.weight" in state
 
@@ -76,12 +138,14 @@ def weights_of(content, path="file", name=None):
     if name is not None and name not in content:
         there = ", ".join(key for key, value in content.items() if _is_sit(value)) or "bare weights alone"
         raise UserError(f"--ckpt {path}: it has no weights {name!r}; it has {there}")
-    for key in ("ema", "model") if name is None else (name,):
+    for key in WRAPPERS if name is None else (name,):
         if isinstance(content.get(key), dict):
             content = content[key]
             break
+    content = _bare(content)
     if not _is_sit(content):
-        raise UserError(f"--ckpt {path}: holds no SiT weights (no pos_embed and x_embedder.proj.weight)")
+        found = ", ".join(map(str, list(content)[:3])) or "nothing"
+        raise UserError(f"--ckpt {path}: holds no SiT weights (no pos_embed and x_embedder.proj.weight; it has {found}, ...)")
     return content
 
 

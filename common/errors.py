@@ -24,3 +24,12 @@ def as_usage_error():
         raise
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+@contextmanager
+def told_as(flag):
+    """A UserError that speaks of --ckpt speaks of another flag, under which the file was given."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(str(error).replace("--ckpt", flag, 1)) from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-FORCED = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # NVIDIA's containers have set it, and no setting of PyTorch's overrules it
+FORCED = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"  # which NVIDIA's containers set
 
 
 def synchronize(device):
@@ -56,7 +56,9 @@ def slow_bf16(device, peak=None):
 def precision_warning(device, precision, peak=None):
     """One line where a precision is not what its name says here, or slow, else None. peak: where it has been measured."""
     if device.type == "cuda" and precision == "fp32" and os.environ.get(FORCED) == "1":
-        return f"{FORCED}=1 is in the environment: PyTorch then multiplies in TF32, and fp32 is not float32; unset it"
+        return (
+            f"{FORCED}=1 is in the environment: PyTorch's own builds do float32 for fp32 all the same, others may not; unset it"
+        )
     if device.type == "cpu" and precision == "bf16":  # which no GPU is slow in
         return slow_bf16(device, peak)
     return None

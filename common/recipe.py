@@ -12,6 +12,7 @@ from transport import TransportSettings
 from .checkpoint import load_weights
 from .errors import UsageError, UserError
 from .sizes import height_width
+from .time_maps import TIME_MAPS
 
 FORMAT = 2  # of a recipe as a dict; 1 had the transport's settings beside the others and did not say its number
 TRANSPORT = tuple(entry.name for entry in fields(TransportSettings))
@@ -28,6 +29,7 @@ class Recipe:
     vae_hash: str = None  # of the autoencoder's config
     transport: TransportSettings = None  # None if the file does not say
     classes: list = field(default_factory=list)  # names, by class id
+    time_map: str = None  # word of TIME_MAPS: what the network is told as the time
 
     @property
     def path_type(self):
@@ -55,10 +57,14 @@ class Recipe:
         """The model, with fresh weights. Raises UserError for a name that this repository does not know."""
         if self.model != "SiT" and self.model not in SiT_models:
             raise UserError(f"model {self.model} is not known here; models.py has {', '.join(SiT_models)}")
-        return SiT_models.get(self.model, SiT)(**self.model_args)
+        model = SiT_models.get(self.model, SiT)(**self.model_args)
+        if self.time_map is not None:
+            model.t_embedder.time_map = TIME_MAPS[self.time_map]()
+        return model
 
     def to_dict(self):
-        return {"format": FORMAT} | asdict(self)
+        values = {"format": FORMAT} | asdict(self)
+        return values if self.time_map else {key: value for key, value in values.items() if key != "time_map"}
 
     @classmethod
     def from_dict(cls, values, path="file"):
@@ -78,14 +84,16 @@ class Recipe:
         try:
             if values["transport"] is not None:
                 values["transport"] = TransportSettings(**values["transport"])
+            if values.get("time_map") not in TIME_MAPS:
+                raise ValueError(f"unknown time map {values['time_map']!r}")
             return cls(**values)
         except (TypeError, ValueError, KeyError) as error:
             raise UserError(f"--ckpt {path}: its recipe makes no sense here ({error})") from error
 
 
 def flags_in(content):
-    """The training flags that a checkpoint's content holds, {} where it holds none."""
-    flags = content.get("args")
+    """The training flags, or the config of a folder, that a checkpoint's content holds, {} where it holds none."""
+    flags = content.get("args", content.get("config"))
     return vars(flags) if isinstance(flags, argparse.Namespace) else flags if isinstance(flags, dict) else {}
 
 
@@ -131,9 +139,9 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
     """
     if isinstance(content.get("recipe"), dict):
         return Recipe.from_dict(content["recipe"], path)
-    name, config = _model_of(state, path, model, num_heads)
-    hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
     flags = flags_in(content)
+    name, config = _model_of(state, path, model, num_heads or flags.get("num_heads"))
+    hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
     input_size, image_size = _sizes(state["pos_embed"].shape[1], patch, flags.get("image_size", image_size), path)
     rows = state["y_embedder.embedding_table.weight"].shape[0]
     has_null = flags.get("num_classes", num_classes) != rows  # published files all have it

@@ -62,7 +62,9 @@ def note_on_classes(content, told, recipe, path):
     """A line where the last row of a bare file's label table was taken as that of the null class, and ImageNet's 1001 rows
     do not say so; else None."""
     rows = recipe.num_classes + 1
-    said = isinstance(content.get("recipe"), dict) or "num_classes" in (flags_in(content).keys() | told.keys())
+    said = (isinstance(content.get("recipe"), dict) and "translated" not in content) or "num_classes" in (
+        flags_in(content).keys() | told.keys()
+    )
     if said or rows == 1001 or recipe.null_class is None:
         return None
     taken = f"{recipe.num_classes} classes and the null class"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from common.checkpoint import load_checkpoint, weights_of
+from common.checkpoint import weights_of
+from common.dialects import open_checkpoint
 from common.errors import UsageError, UserError, as_usage_error
 from common.precision import set_precision
 from common.recipe import Recipe, build_with, recipe_of
@@ -14,7 +15,7 @@ from common.sizes import image_size_of, latent_shape
 from common.streams import SampleStreams
 from data.autoencoder import to_uint8
 from data.images import to_pixels
-from download import PUBLISHED, locate
+from download import locate, published_name
 from models import SiT
 from transport import Sampler, SolverError, Transport
 
@@ -24,7 +25,6 @@ from .likelihood import log_likelihood
 from .loading import check_decoding, check_told, note_on_classes, open_autoencoder, open_transport
 from .settings import ODE, Guidance
 
-KINDS = ("auto", "sit")
 UNSEEN = ("model", "num_heads", "image_size", "num_classes")  # what the shapes of a bare file do not tell, or not all
 
 
@@ -67,20 +67,20 @@ class Pipeline:
     ):
         """The pipeline of a checkpoint of train.py, or of published or other bare weights.
 
-        ckpt: a file, or the name of a published one (None: the paper's SiT-XL/2 at 256 px). weights: ema, or another
-        state of the file: ema-0.999, model. vae: ema, mse, none (pixels), a diffusers folder or another pipeline's
+        ckpt: a file or folder, or published weights, or hub:REPO/FILE
+        (None: those of model and image_size, by default the paper's SiT-XL/2 at 256 px). kind: whose weights
+        they are, sit, repa, dit or auto, which raises where it cannot tell. weights: ema, or another state of the file:
+        ema-0.999, model. vae: ema, mse, none (pixels), a diffusers folder or another pipeline's
         autoencoder (None: the checkpoint's, or default_vae where it does not say). device: None is a GPU if there is
         one. precision: fp32, tf32 or bf16 (None: tf32 on a GPU, else fp32). decoding: batch_size and tiling of the
         autoencoder. told: what a bare file cannot say, any of TOLD; a contradiction of the file is an error.
         default_transport: TransportSettings where neither says.
         """
-        if kind not in KINDS:
-            raise UsageError(f"--kind {kind}: choose from {', '.join(KINDS)}")
         told = check_told(told)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         precision = set_precision(precision, device)
-        path = locate(ckpt or next(iter(PUBLISHED)))
-        content = load_checkpoint(path)
+        path = locate(ckpt or published_name(told.get("model"), told.get("image_size")))
+        content = open_checkpoint(path, kind, **told)
         state = weights_of(content, path, None if weights == "ema" else weights)
         recipe = recipe_of(content, state, path, *map(told.get, UNSEEN))
         transport = open_transport(told, recipe, path, default_transport)

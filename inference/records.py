@@ -8,20 +8,13 @@ from importlib.metadata import version
 
 import torch
 
+from common.checkpoint import file_hash
 from common.recipe import TRANSPORT
 from transport import TransportSettings
 
 PACKAGES = ("torch", "torchdiffeq", "diffusers", "timm", "numpy")
 # What the checkpoint says, once loaded: of these the recipe counts, not what was typed.
 SAID_BY_FILE = ("model", "image_size", "num_classes", "vae", *TRANSPORT)
-
-
-def file_hash(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 24):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def identity_of(settings, pipeline, paths):

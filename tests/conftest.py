@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from PIL import Image
 torch.set_num_threads(1)
 
 
-def pytest_configure(config):
-    """GPUs are hidden from tests, whose numbers are a CPU's, but for those marked gpu, when they are asked for."""
-    if not re.search(r"(?<!not )\bgpu\b", config.option.markexpr):
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# GPUs are hidden from tests, whose numbers are a CPU's, but for those marked gpu, when they are asked for. Here, before any
+# other file can ask for them: pytest itself has not read the command line yet.
+if not any(flag == "-m" and re.search(r"(?<!not )\bgpu\b", marks) for flag, marks in pairwise(sys.argv)):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(autouse=True)

@@ -67,22 +67,23 @@ def test_the_gpu_benchmark_in_miniature_adds_each_run_to_its_file(gpu, tmp_path)
     assert benchmark(*flags, "--only", "peaks", script="gpu").code == 0
     first, second = json.loads(out.read_text())["runs"]
     assert first == run and list(second["items"]) == ["peaks"]
-    assert not list(tmp_path.rglob("*.tmp")) and not list(ROOT.glob("tmp*"))
+    assert sorted(path.name for path in out.parent.iterdir()) == ["gpu.json", "gpu.md"]
 
 
 def test_it_takes_less_than_twenty_minutes(gpu):
     assert sum(gpu.LIMITS.values()) <= 20 * 60 and gpu.items().keys() == gpu.LIMITS.keys()
 
 
-def test_an_item_that_hangs_or_fails_costs_no_other(gpu, monkeypatch, capsys):
-    args = SimpleNamespace(device="cpu", quick=True)
+def test_an_item_that_hangs_or_fails_costs_no_other(gpu, monkeypatch, capsys, tmp_path):
+    args = SimpleNamespace(device="cpu", quick=True, out=tmp_path / "gpu.json")
     monkeypatch.setitem(gpu.LIMITS, "peaks", 0.3)  # in which nothing has been imported
     item = gpu.do_in_process("peaks", args)
     assert item["ended"] == "stopped at its limit of 0.3 s" and item["seconds"] < 5 and item["rows"] == []
-    item = gpu.do_in_process("manifold", SimpleNamespace(device="tpu", quick=True))
+    args.device = "tpu"
+    item = gpu.do_in_process("manifold", args)
     assert item["ended"].startswith("failed: gpu.py: error: argument --device") and "tpu" in capsys.readouterr().err
     measured = dict(machine="here", date="today", quick=True, items={"manifold": item})
-    assert "failed: gpu.py: error" in gpu.tables(measured)
+    assert "failed: gpu.py: error" in gpu.tables(measured) and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -96,7 +97,7 @@ def test_ended_by_a_signal_it_leaves_no_process(number, tmp_path):
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(timeout=10) == 128 + number
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in child)
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in child) and not list(tmp_path.iterdir())
 
 
 def test_wrong_flags_of_the_gpu_benchmark_are_one_line(tmp_path):

@@ -44,6 +44,18 @@ def refuse_differences(different, what):
         raise UsageError(f"{what} was made with {different}; give the same flags, or start anew in another --results-dir")
 
 
+def check_meaning(found, recipe, path):
+    """The network of a checkpoint must be asked and read as this run does it. Raises UsageError."""
+    ours, theirs = recipe.transport, found.transport
+    if theirs is not None and (theirs.path_type, theirs.prediction) != (ours.path_type, ours.prediction):
+        trained = f"--path-type {theirs.path_type} --prediction {theirs.prediction}"
+        raise UsageError(f"--ckpt {path} is for {trained}, this run for {ours.path_type} and {ours.prediction}")
+    if found.time_map != recipe.time_map:
+        raise UsageError(
+            f"--ckpt {path}: its times are those of {found.time_map}, which is not trained here; --init takes its weights"
+        )
+
+
 def check_data(dataset, recipe, num_images, path):
     """Class folders and the number of images must be those of the checkpoint (None: it does not say). Raises UserError."""
     if num_images is not None and num_images != len(dataset):

@@ -165,12 +165,12 @@ class Monitor:
         scale = self.flags.cfg_scale if self.run.recipe.null_class is not None else 1.0
         labels = [i % self.flags.num_classes for i in range(SAMPLES)]
         try:
-            latents = pipe.draw(labels, seed=self.flags.global_seed, solver=ODE(), guidance=Guidance(scale))[-1]
+            images = pipe.sample(labels, seed=self.flags.global_seed, solver=ODE(), guidance=Guidance(scale))
         except (SolverError, UserError, torch.cuda.OutOfMemoryError) as error:  # the step itself may well fit
             self.log(f"WARNING: no sample picture: {str(error).splitlines()[0]}")
             return
         file = self.folder.samples / f"{step:07d}.png"
-        self.attempt(file, save_picture, pipe.decode(latents), file, columns=4)
+        self.attempt(file, save_picture, images, file, columns=4)
         self.log(f"Sampled {file} ({pipe.calls} network calls)")
         if self.wandb:
             import wandb

@@ -7,7 +7,8 @@ import torch
 
 from common import distributed
 from common.atomic import writable_folder
-from common.checkpoint import load_checkpoint, weights_of
+from common.checkpoint import file_hash, load_checkpoint, weights_of
+from common.dialects import open_checkpoint
 from common.errors import UsageError, as_usage_error
 from common.precision import set_precision
 from common.recipe import Recipe, recipe_of
@@ -20,7 +21,7 @@ from inference.pipeline import Pipeline
 from models import model_config
 from transport import Transport
 
-from .identity import check_data, differences, refuse_differences, unknown
+from .identity import check_data, check_meaning, differences, refuse_differences, unknown
 from .run_folder import RunFolder
 
 
@@ -39,6 +40,7 @@ class Run:
     folder: RunFolder = None
     path: object = None  # checkpoint to start from, and its content; None: from scratch
     content: dict = None
+    init: object = None  # file whose weights it begins with, where it begins anew
 
     @property
     def device(self):
@@ -101,7 +103,10 @@ def plan_run(flags, transport_settings):
     recipe = Recipe(flags.model, model_args, flags.image_size, transport=transport_settings, **names)
     total_steps = max(1, flags.epochs * len(dataset) // flags.global_batch_size)
     total_steps = min(total_steps, flags.max_steps or total_steps)
-    return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps)
+    init = world.main_first(lambda: locate(flags.init, "--init")) if flags.init else None
+    flags.init_sha256 = world.from_main(lambda: file_hash(init)) if flags.init else None
+    flags.identity["init_sha256"] = None  # wherever the file is
+    return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps, init=init)
 
 
 def find_start(flags, name, warn):
@@ -111,7 +116,7 @@ def find_start(flags, name, warn):
     """
     if flags.ckpt:
         path = locate(flags.ckpt)
-        content = load_checkpoint(path)
+        content = open_checkpoint(path, flags.kind)
         refuse_differences(differences(flags, content.get("args") or {}, whole="recipe" in content), f"--ckpt {path}")
         return None, path, content
     runs = RunFolder.find(flags.results_dir, name) if flags.resume else []
@@ -139,10 +144,12 @@ def begin_run(run):
 
     run.folder, run.path = world.from_main(start)
     if run.path and not world.is_main:
-        run.content = load_checkpoint(run.path)
+        run.content = open_checkpoint(locate(flags.ckpt), flags.kind) if flags.ckpt else load_checkpoint(run.path)
     if run.content:
         found = recipe_of(run.content, weights_of(run.content, run.path), run.path, flags.model)
         check_data(run.dataset, found, run.content.get("num_images"), run.path)
+        check_meaning(found, run.recipe, run.path)
+        warnings += filter(None, [run.content.get("translated")])
         run.recipe.model_args["learn_sigma"] = found.model_args["learn_sigma"]
     return warnings
 

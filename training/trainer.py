@@ -7,6 +7,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.checkpoint import load_weights, weights_of
+from common.dialects import open_checkpoint
+from common.errors import told_as
 from common.flags import flags_of
 from common.recipe import build_with
 from common.signals import Stop
@@ -20,6 +22,7 @@ from .ema import Averages
 from .guards import NumberGuard
 from .objective import make_objective
 from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
+from .transfer import take_over
 
 CONTENT = ("args", "optimizer", "step", "num_images", "recipe")  # of a checkpoint, beside the states
 
@@ -43,9 +46,10 @@ class Trainer:
     """
 
     def __init__(self, run, monitor):
-        self.run, self.stop, self.step, self.message = run, Stop(), 0, int
+        self.run, self.stop, self.step = run, Stop(), 0
+        self.message = lambda: 0  # of the processes' signals: none is under way
         torch.manual_seed(run.flags.global_seed)  # the same initial weights on every process
-        model = (self._first_weights() if run.content else run.recipe.build()).to(run.device)
+        model = self._first_weights(monitor.log).to(run.device)
         self.averages = Averages(model, run.flags.ema_decay)
         model.grad_checkpointing = run.flags.grad_checkpointing
         self.objective = make_objective(model, run.transport, run.flags).to(run.device)
@@ -73,10 +77,17 @@ class Trainer:
     def is_complete(self):
         return self.step >= self.run.total_steps
 
-    def _first_weights(self):
-        """The model of the checkpoint that the run starts from: published files have an EMA alone."""
-        content, path = self.run.content, self.run.path
-        return build_with(self.run.recipe, weights_of(content, path, "model" if "model" in content else None), path)
+    def _first_weights(self, log):
+        """The model of the checkpoint that the run starts from, of which published files have an EMA alone, or a new one."""
+        run, content, path = self.run, self.run.content, self.run.path
+        if content:
+            return build_with(run.recipe, weights_of(content, path, "model" if "model" in content else None), path)
+        model = run.recipe.build()
+        if run.init:
+            with told_as("--init"):
+                content = open_checkpoint(run.init, run.flags.kind, num_heads=run.recipe.model_args["num_heads"])
+                take_over(model, run.recipe, content, run.init, log)
+        return model
 
     def _continue(self, log):
         """Load each state from the checkpoint's; what it lacks starts from its weights, or anew, as the log says."""

@@ -8,7 +8,7 @@ import torch
 from common.checkpoint import load_checkpoint, load_weights, save_checkpoint, weights_of
 from common.errors import UsageError, UserError
 from common.recipe import Recipe, recipe_of
-from download import find_model, locate
+from download import find_model
 from models import SIT_CONFIGS, SiT
 from transport import TransportSettings
 
@@ -146,21 +146,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_debris(tmp_path):
     with pytest.raises(AttributeError):
         save_checkpoint({"a": lambda: None}, path)  # cannot be pickled
     assert load_checkpoint(path) == {"a": 1} and os.listdir(tmp_path) == ["c.pt"]
-
-
-def test_published_weights_say_what_to_download(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-    def offline(url, target):
-        raise OSError("no network")
-
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
-    with pytest.raises(
-        UserError, match=r"download https://www.dl.dropboxusercontent.com.* save it as pretrained_models/SiT-XL-2"
-    ):
-        locate("SiT-XL-2-256x256.pt")
-    (tmp_path / "pretrained_models" / "SiT-XL-2-256x256.pt").touch()
-    assert locate("SiT-XL-2-256x256.pt").name == "SiT-XL-2-256x256.pt"  # found, not downloaded again
 
 
 def test_args_of_another_dialect_are_one_line():

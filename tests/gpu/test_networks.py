@@ -23,6 +23,7 @@ from .conftest import CUDA, PRECISIONS, TOLERANCE, error
 
 pytestmark = pytest.mark.gpu
 VAE = str(ROOT / "assets" / "digits-vae")
+CONVOLVED = {"fp32": 5e-5, "tf32": 3e-2}  # of an autoencoder's output: its convolutions may be done by Winograd's transform
 
 
 def network(seed=0):
@@ -62,7 +63,7 @@ def test_compiled_is_eager_and_replays_its_graphs(kind, device):
     scale, low = (1.0 if kind == "plain" else 3.0), (0.4 if kind == "interval" else 0.0)
     guidance, results = Guidance(scale, channels=None, low=low), []
     for compiled in (False, True):
-        model, (x, t, y) = network()
+        model, (x, _, y) = network()
         weak = network(seed=5)[0].to(device) if kind == WEAK else None
         for each in (model.to(device), weak):
             if compiled and each is not None:
@@ -71,10 +72,11 @@ def test_compiled_is_eager_and_replays_its_graphs(kind, device):
         x, y = x.to(device), y.to(device)
         kept = []  # what a call gave must not change with the next
         for time in (0.0, 0.2, 0.5, 0.7, 1.0, 0.1):
-            kept.append(guided(x, t.new_full((len(x),), time).to(device), y))
+            kept.append(guided(x, torch.tensor(time, device=device).expand(len(x)), y))  # as solvers have it
         results.append(torch.stack(kept))
     assert error(results[1], results[0]) < 1e-4
-    assert not CUDA or counted["cudagraph_skips"] == 0, dict(counted)
+    if CUDA:  # none was skipped, and there were some
+        assert counted["cudagraph_skips"] == 0 and counted["cudagraph_recorded_non_static_inputs"] > 0, dict(counted)
 
 
 @pytest.mark.parametrize("shape", [(4, 32, 32), (3, 5)])
@@ -100,9 +102,9 @@ def test_the_autoencoder_encodes_and_decodes_as_in_double_precision(precision, d
     set_precision(precision, device)
     ours = load_autoencoder(VAE).to(device)
     for one, other in zip(ours.moments(pixels.to(device)), moments):
-        assert error(one, other) < TOLERANCE[precision]
+        assert error(one, other) < CONVOLVED[precision]
     again = ours.decode(latents.float().to(device))
-    assert error(again, decoded) < TOLERANCE[precision]
+    assert error(again, decoded) < CONVOLVED[precision]
     levels = (to_uint8(again).cpu().int() - to_uint8(decoded).int()).abs()
     assert levels.max() <= (1 if precision == "fp32" else 3)
 

@@ -1,5 +1,6 @@
 """Training on the device: steps that wait for nothing, bad numbers, every precision and saver of memory, and the commands."""
 
+import contextlib
 import copy
 import math
 import subprocess
@@ -67,10 +68,11 @@ SPEED = {
 ONLY_GPU = pytest.mark.skipif(not CUDA, reason="a compiled step shows its waits on a GPU alone")
 
 
-@pytest.mark.parametrize("speed", [*list(SPEED)[:3], pytest.param("compiled", marks=ONLY_GPU)])
+@pytest.mark.parametrize("speed", [*list(SPEED)[:3], "encoding", pytest.param("compiled", marks=ONLY_GPU)])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_step_waits_for_nothing(speed, precision, tmp_path):
-    flags = ["--precision", precision, "--max-steps", 9, "--grad-clip", 1, "--ema-decay", 0.9, 0.99, *SPEED[speed]]
+    more = [*VAE, "--model", "SiT-T/2"] if speed == "encoding" else SPEED[speed]
+    flags = ["--precision", precision, "--max-steps", 9, "--grad-clip", 1, "--ema-decay", 0.9, 0.99, *more]
     with training(tmp_path, *SMALL, *flags) as (trainer, monitor):
         for _ in range(3):
             monitor.add(*trainer.take_step(*trainer.next_batch()))
@@ -87,16 +89,17 @@ def test_the_detector_of_waits_finds_one(device):
 
 
 def test_an_sde_waits_for_nothing_between_its_steps(trained):
-    steps, block = [], no_waiting()
+    steps = []
+    with contextlib.ExitStack() as block:
 
-    def on_step():
-        steps.append(1)
-        if len(steps) == 1:
-            block.__enter__()
-        if len(steps) == 4:
-            block.__exit__(None, None, None)
+        def on_step():
+            steps.append(1)
+            if len(steps) == 1:
+                block.enter_context(no_waiting())
+            if len(steps) == 4:
+                block.close()
 
-    Pipeline.load(trained).draw([1, 2], solver=SDE(num_steps=5), guidance=Guidance(2.0), on_step=on_step)
+        Pipeline.load(trained).draw([1, 2], solver=SDE(num_steps=5), guidance=Guidance(2.0), on_step=on_step)
     assert len(steps) == 4
 
 
@@ -124,7 +127,7 @@ def test_every_setting_trains_alike(speed, precision, reference, tmp_path):
     moved = 4e-3  # at most: four steps of Adam at 1e-3
     for name, weight in weights.items():
         difference = (weight.float().cpu() - reference[1][name].cpu()).abs()
-        assert difference.max() <= 2 * moved and (precision != "fp32" or difference.mean() < 0.05 * moved), name
+        assert difference.mean() < (0.05 if precision == "fp32" else 0.3) * moved, name
 
 
 def last(folder):
@@ -165,7 +168,8 @@ def test_processes_train_as_one(processes, whole, tmp_path):
     """By NCCL where there are GPUs, one for each."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     flags = [*SMALL, "--max-steps", 8, "--precision", "fp32", "--num-workers", 1, "--results-dir", tmp_path]
-    done = subprocess.run([*launcher, str(ROOT / "train.py"), *map(str, flags)], capture_output=True, text=True, env=ENV)
+    command = [*launcher, str(ROOT / "train.py"), *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"{processes} process(es) on {'cuda' if CUDA else 'cpu'}" in done.stdout
     ours = last(tmp_path)
@@ -177,7 +181,8 @@ def test_cached_latents_train_as_images_do(tmp_path, capsys):
     """To the float16 that a cache keeps."""
     images = [*DIGITS, *VAE, "--num-workers", 0]
     encode = [flag for flag in images if flag not in ("--num-classes", "10")]
-    result = call(capsys, "encode_latents", *encode, "--out", tmp_path / "cache", "--batch-size", 500)
+    more = ["--precision", "fp32", "--batch-size", 500]
+    result = call(capsys, "encode_latents", *encode, "--out", tmp_path / "cache", *more)
     assert result.code == 0, result.err
     more = ["--model", "SiT-T/2", "--global-batch-size", 16, "--lr", 1e-3, "--sample-every", 1000, "--max-steps", 8]
     for name, data in (("online", []), ("cached", ["--data-path", tmp_path / "cache"])):

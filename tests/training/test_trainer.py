@@ -261,8 +261,9 @@ NO_PICTURE = [
 
 
 @pytest.mark.parametrize("error", NO_PICTURE, ids=lambda error: type(error).__name__)
-def test_a_picture_that_cannot_be_drawn_is_a_warning(error, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("inference.pipeline.Pipeline.draw", Mock(side_effect=error))
+@pytest.mark.parametrize("where", ["draw", "to_images"])
+def test_a_picture_that_cannot_be_drawn_is_a_warning(where, error, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(f"inference.pipeline.Pipeline.{where}", Mock(side_effect=error))
     flags = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--max-steps", 2]
     result = call(capsys, "train", *flags, "--sample-every", 1, "--results-dir", tmp_path)
     assert result.code == 0, result.err

@@ -1,0 +1,3 @@
+"""Whose code trained a checkpoint: what dialects.py reads, as words that need no torch."""
+
+KINDS = ("auto", "sit", "repa", "dit")
