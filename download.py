@@ -1,5 +1,6 @@
 """Find a checkpoint: a local file, published weights by name, or a file on the Hugging Face Hub, downloaded once."""
 
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,6 +75,8 @@ def _from_hub(flag, name, repository, file, revision, sha256=None, folder=None):
     logging.set_verbosity_error()  # its retries without network are a page long; ours is one line
     try:
         cached = try_to_load_from_cache(repository, file, revision=revision)
+        if not isinstance(cached, str):
+            print(f"Looking for {repository}/{file} on the Hugging Face Hub", file=sys.stderr, flush=True)
         path = Path(hf_hub_download(repository, file, revision=revision))
     except Exception as error:  # the Hub, the network and the disk raise a dozen unrelated types here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,6 +23,7 @@ from transport import Transport
 
 from .identity import check_data, check_meaning, differences, refuse_differences, unknown
 from .run_folder import RunFolder
+from .transfer import open_init
 
 
 @dataclass
@@ -40,7 +41,8 @@ class Run:
     folder: RunFolder = None
     path: object = None  # checkpoint to start from, and its content; None: from scratch
     content: dict = None
-    init: object = None  # file whose weights it begins with, where it begins anew
+    init: object = None  # file whose weights it begins with, where it begins anew, and its content, once read
+    begun: dict = None
 
     @property
     def device(self):
@@ -140,6 +142,8 @@ def begin_run(run):
 
     def start():
         folder, path, run.content = find_start(flags, name, warnings.append)
+        if run.init and not path:
+            run.begun = open_init(run.init, flags.kind, run.recipe)
         return folder or RunFolder.new(flags.results_dir, name), path
 
     run.folder, run.path = world.from_main(start)

@@ -7,8 +7,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.checkpoint import load_weights, weights_of
-from common.dialects import open_checkpoint
-from common.errors import told_as
 from common.flags import flags_of
 from common.recipe import build_with
 from common.signals import Stop
@@ -22,7 +20,7 @@ from .ema import Averages
 from .guards import NumberGuard
 from .objective import make_objective
 from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
-from .transfer import take_over
+from .transfer import open_init, take_over
 
 CONTENT = ("args", "optimizer", "step", "num_images", "recipe")  # of a checkpoint, beside the states
 
@@ -84,9 +82,9 @@ class Trainer:
             return build_with(run.recipe, weights_of(content, path, "model" if "model" in content else None), path)
         model = run.recipe.build()
         if run.init:
-            with told_as("--init"):
-                content = open_checkpoint(run.init, run.flags.kind, num_heads=run.recipe.model_args["num_heads"])
-                take_over(model, run.recipe, content, run.init, log)
+            begun = run.begun or open_init(run.init, run.flags.kind, run.recipe)
+            take_over(model, run.recipe, begun, run.init, log)
+            run.begun = None  # its memory
         return model
 
     def _continue(self, log):

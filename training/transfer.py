@@ -1,26 +1,38 @@
 """Fine-tuning: a new network that starts from the weights of another, with other classes, another size or other channels."""
 
 from common.checkpoint import load_weights, weights_of
-from common.errors import UserError
+from common.dialects import open_checkpoint
+from common.errors import UserError, told_as
 from common.recipe import recipe_of
 
 CLASSES, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
 INPUT, OUTPUT = ("x_embedder.proj.weight", "x_embedder.proj.bias"), ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
+def open_init(path, kind, recipe):
+    """The content of a file to begin a run of recipe with. Raises UserError where its network is another."""
+    with told_as("--init"):
+        content = open_checkpoint(path, kind, num_heads=recipe.model_args["num_heads"])
+        theirs = _recipe(content, recipe, path)
+        for what in ("depth", "hidden_size", "num_heads", "mlp_ratio"):
+            if theirs.model_args[what] != recipe.model_args[what]:
+                found, wanted = theirs.model_args[what], recipe.model_args[what]
+                raise UserError(f"--ckpt {path}: its {what} is {found}, that of --model {recipe.model} is {wanted}")
+    return content
+
+
+def _recipe(content, recipe, path):
+    return recipe_of(content, weights_of(content, path), path, num_heads=recipe.model_args["num_heads"])
+
+
 def take_over(model, recipe, content, path, log):
-    """Load into a fresh model of recipe what fits of a checkpoint's content: the EMA's weights where it has them. log is told
-    of each tensor that keeps its fresh values, and why. Raises UserError where the networks themselves differ.
+    """Load into a fresh model of recipe what fits of open_init's content: the EMA's weights where it has them. log is told
+    of each tensor that keeps its fresh values, and why.
 
     Rows of classes go by their names where both know them, else by their numbers where these are as many; the null class's
     row is kept. Positions are not learnt, and made for the size. Of a head with sigma the half that is used is taken.
     """
-    state = weights_of(content, path)
-    theirs = recipe_of(content, state, path, num_heads=recipe.model_args["num_heads"])
-    for what in ("depth", "hidden_size", "num_heads", "mlp_ratio"):
-        if theirs.model_args[what] != recipe.model_args[what]:
-            found, wanted = theirs.model_args[what], recipe.model_args[what]
-            raise UserError(f"--ckpt {path}: its {what} is {found}, that of --model {recipe.model} is {wanted}")
+    state, theirs = weights_of(content, path), _recipe(content, recipe, path)
     fresh, taken = model.state_dict(), dict(state)
     if theirs.model_args["learn_sigma"]:
         taken |= {name: _used_half(state[name], theirs.model_args["in_channels"]) for name in OUTPUT}
