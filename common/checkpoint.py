@@ -119,7 +119,9 @@ def _load_folder(path):
         config = dict(json.loads((part / "config.json").read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise DamagedFile(f"--ckpt {path}: its config.json cannot be read ({error})") from error
-    recipe = {"recipe": config["recipe"]} if isinstance(config.get("recipe"), dict) else {}
+    recipe = {"recipe": dict(config["recipe"])} if isinstance(config.get("recipe"), dict) else {}
+    if recipe and (path / "vae").is_dir():
+        recipe["recipe"]["vae"] = str(path / "vae")  # where it is now
     return {"ema": load_checkpoint(part / WEIGHTS_FILE), "config": config} | recipe
 
 

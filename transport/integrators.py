@@ -3,7 +3,6 @@
 from itertools import pairwise
 
 import torch
-from torchdiffeq import odeint
 
 from .solvers import ADAPTIVE, FIXED, ODE_METHODS, SDE_METHODS, SolverError
 
@@ -56,6 +55,8 @@ def integrate_ode(
 
 def _torchdiffeq(drift, state, times, method, grid, on_step, atol, rtol):
     """States at each of times, by torchdiffeq. grid: where a fixed solver steps, if not from time to time."""
+    from torchdiffeq import odeint  # of which the SDE, and solvers of our own, need nothing
+
     fixed = ODE_METHODS[method] == FIXED
     options = {"max_order": 4} if method.endswith("_adams") else {}  # the default, 12, is unstable
     if fixed and grid is not None:  # two output times and a grid of its own: the solver keeps no state on the way

@@ -1,0 +1,165 @@
+"""Models handed on: to diffusers without this repository, to the published code, to the Hub, and back."""
+
+import json
+import os
+import subprocess
+import sys
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import torch
+
+from cli import DIGITS, ENV, ROOT, call, one_line
+from common.checkpoint import load_checkpoint
+from download import find_model
+from inference import ODE, SDE, Guidance, Pipeline
+from models import SiT
+
+LABELS = [3, 1, 4]
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory):
+    """A checkpoint of latents, whose SiT is small enough for a test."""
+    folder = tmp_path_factory.mktemp("latents")
+    flags = [*DIGITS, "--vae", "assets/digits-vae", "--model", "SiT-T/4", "--max-steps", 3, "--global-batch-size", 8]
+    flags += ["--num-workers", 0, "--lr", 1e-2, "--ema-decay", 0.5, "--results-dir", folder]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *map(str, flags)], cwd=ROOT, env=ENV, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*/checkpoints/*.pt"))
+
+
+@pytest.fixture(scope="module", params=["pixels", "latents"])
+def checkpoint(request):
+    return request.getfixturevalue({"pixels": "trained"}.get(request.param, request.param))
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    """An exported folder, by the real command, away from this repository."""
+    path = tmp_path_factory.mktemp("export") / "model"
+    command = [sys.executable, str(ROOT / "export.py"), str(checkpoint), "--out", str(path), "--samples", "2"]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f'DiffusionPipeline.from_pretrained("{path}", trust_remote_code=True)' in done.stdout
+    assert [entry.name for entry in path.parent.iterdir()] == ["model"]
+    return path
+
+
+ELSEWHERE = """
+import sys
+sys.modules["torchdiffeq"] = None  # as where it is not installed
+import numpy as np
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
+labels = [3, 1, 4]
+guided = dict(guidance_scale=3.0, guidance_channels=None, guidance_interval=(0.2, 0.9))
+results = dict(
+    ode=pipe(labels, method="heun", num_steps=6, seed=7, output_type="latent").numpy(),
+    guided=pipe(labels, method="euler", num_steps=6, output_type="latent", **guided).numpy(),
+    sde=pipe(labels, method="Heun", num_steps=6, diffusion_form="linear", output_type="latent").numpy(),
+    images=pipe(["3", 1, "4"], num_steps=6, seed=7, output_type="np").images,
+)
+ones = pipe(labels, num_steps=3, output_type="latent") * 0 + 1
+results["again"] = pipe(labels, num_steps=6, latents=ones, output_type="latent")
+assert pipe(labels[:1], num_steps=3).images[0].size == (32, 32)
+for wrong in ("cat", 10, -1):
+    try:
+        pipe([wrong])
+    except ValueError as error:
+        assert f"unknown class {wrong!r}: this model knows 0 to 9, or 0, 1, 2, 3, 4, ..." == str(error)
+    else:
+        raise AssertionError(wrong)
+ours = [name for name in sys.modules if name.split(".")[0] in ("models", "transport", "common", "inference", "data")]
+assert not ours, ours
+np.savez(sys.argv[2], **results)
+"""
+
+
+def test_diffusers_draws_the_same_images_without_this_repository(folder, checkpoint, tmp_path):
+    env = {key: value for key, value in ENV.items() if key != "PYTHONPATH"} | dict(HF_HOME=str(tmp_path / "cache"))
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path / "r.npz")]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs, pipe = np.load(tmp_path / "r.npz"), Pipeline.load(checkpoint)
+    guidance = Guidance(3.0, channels=None, low=0.2, high=0.9)
+    for name, ours in {
+        "ode": pipe.draw(LABELS, seed=7, solver=ODE("heun", num_steps=6)),
+        "guided": pipe.draw(LABELS, solver=ODE("euler", num_steps=6), guidance=guidance),
+        "sde": pipe.draw(LABELS, solver=SDE("Heun", form="linear", num_steps=6)),
+        "again": pipe.draw(LABELS, noise=torch.ones(3, *pipe.latent_shape), solver=ODE("heun", num_steps=6)),
+    }.items():
+        assert np.abs(theirs[name] - ours[-1].numpy()).max() < 1e-5, name
+    images = pipe.sample(LABELS, seed=7, solver=ODE("heun", num_steps=6))
+    assert np.abs(theirs["images"].astype(int) - images).max() <= 1
+
+
+def test_a_folder_is_read_back_bit_for_bit(folder, checkpoint, tmp_path, capsys):
+    ours, before = Pipeline.load(folder), Pipeline.load(checkpoint)
+    assert ours.model.state_dict().keys() == before.model.state_dict().keys()
+    assert all(torch.equal(value, before.model.state_dict()[key]) for key, value in ours.model.state_dict().items())
+    assert ours.recipe.classes == before.recipe.classes and ours.recipe.transport == before.recipe.transport
+    few = ODE("heun", num_steps=4)
+    assert np.array_equal(ours.sample(LABELS, solver=few), before.sample(LABELS, solver=few))
+    flags = ["ODE", "--ckpt", folder, "--num-fid-samples", 2, "--sampling-method", "euler", "--num-sampling-steps", 3]
+    assert call(capsys, "sample_ddp", *flags, "--sample-dir", tmp_path).code == 0  # which hashes what it samples from
+
+
+def test_the_card_tells_what_it_is_and_how_its_samples_were_made(folder, checkpoint):
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\n") and "# SiT-T/" in card and checkpoint.name in card
+    assert "Classes 0, 1, by `pipe([0, 1], seed=0, guidance_scale=4" in card and (folder / "samples.png").stat().st_size > 200
+    assert "9. 9" in card and "| prediction | velocity |" in card
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    wanted = (
+        "input_size patch_size in_channels hidden_size depth num_heads mlp_ratio class_dropout_prob num_classes learn_sigma"
+    )
+    assert set(wanted.split()) <= config.keys() and config["num_heads"] == 4
+
+
+def test_what_the_published_code_loads(latents, tmp_path, capsys):
+    """A bare state dict of its model, whose head is doubled."""
+    result = call(capsys, "export", latents, "--out", tmp_path / "p.pt", "--to", "published")
+    assert result.code == 0, result.err
+    published = SiT(input_size=8, patch_size=4, hidden_size=128, depth=6, num_heads=4, num_classes=10, learn_sigma=True)
+    published.load_state_dict(find_model(str(tmp_path / "p.pt")), strict=True)
+    ours = Pipeline.load(latents)
+    torch.manual_seed(0)
+    x, t, y = torch.randn(3, 4, 8, 8), torch.rand(3), torch.tensor([1, 2, 10])
+    with torch.no_grad():
+        assert torch.allclose(published.eval()(x, t, y), ours.model(x, t, y), atol=1e-6)
+    assert load_checkpoint(tmp_path / "p.pt").keys() == published.state_dict().keys()
+
+
+def test_push_uploads_the_folder_and_its_failure_leaves_it(trained, tmp_path, capsys, monkeypatch):
+    api = Mock()
+    api.return_value.create_repo.return_value = Mock(repo_id="me/mine", __str__=lambda self: "https://huggingface.co/me/mine")
+    monkeypatch.setattr("huggingface_hub.HfApi", api)
+    result = call(capsys, "export", trained, "--out", tmp_path / "a", "--samples", 0, "--push", "me/mine")
+    assert result.code == 0 and "https://huggingface.co/me/mine has it" in result.out, result.err
+    assert api.return_value.upload_folder.call_args.kwargs["folder_path"] == str(tmp_path / "a")
+    assert not (tmp_path / "a" / "samples.png").exists()
+    api.return_value.create_repo.side_effect = OSError("401 Client Error\nlong page")
+    result = call(capsys, "export", trained, "--out", tmp_path / "b", "--samples", 0, "--push", "me/mine")
+    one_line(result, 1, "--push me/mine", "401 Client Error", "hf auth login")
+    assert (tmp_path / "b" / "model_index.json").exists()
+
+
+def test_wrong_input_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for argv, code, words in (
+        ([trained, "--out", tmp_path / "full"], 2, [tmp_path / "full", "there already"]),
+        ([trained, "--out", tmp_path / "x", "--to", "published"], 2, ["--out", ".pt"]),
+        ([trained, "--out", tmp_path / "x.pt", "--to", "published", "--push", "a/b"], 2, ["--push goes with --to diffusers"]),
+        ([tmp_path / "no.pt", "--out", tmp_path / "x"], 1, [tmp_path / "no.pt"]),
+        ([trained, "--out", tmp_path / "x", "--kind", "repa"], 2, ["--kind repa contradicts"]),
+    ):
+        one_line(call(capsys, "export", *argv), code, *words)
+    monkeypatch.setattr("inference.export.card", Mock(side_effect=OSError(28, "No space left on device")))
+    one_line(call(capsys, "export", trained, "--out", tmp_path / "x", "--samples", 0), 1, tmp_path / "x", "No space left")
+    assert os.listdir(tmp_path) == ["full"]
