@@ -123,6 +123,8 @@ def pipeline_from(args, device, precision):
     """The flags of parse_model_args and parse_speed_args as a Pipeline."""
     from inference import Pipeline
 
+    if args.ckpt is None and args.kind in ("repa", "dit"):
+        raise UsageError(f"--kind {args.kind}: give the file as --ckpt; the weights that have a name here are SiT's")
     if args.ckpt is None and args.num_classes != 1000:
         raise UsageError(f"--ckpt is missing: published weights know 1000 classes, not {args.num_classes}")
     warn_of_precision(device, precision)

@@ -51,13 +51,15 @@ def _kind_of(content, path, told, kind, settled):
         return "repa"
     channels, patch = state["x_embedder.proj.weight"].shape[1:3]
     doubled = len(state["final_layer.linear.bias"]) == 2 * channels * patch**2
+    if path.stat().st_size in KNOWN_SIT:
+        return "sit"
     if kind != "auto":
         if kind == "dit" and not doubled:
             raise UsageError(f"--kind dit contradicts {path}: a DiT gives twice as many channels as this file does")
         return kind
     if doubled and str(flags.get("model")).startswith("DiT"):
         return "dit"
-    if not doubled or settled or {"path_type", "prediction"} & flags.keys() or path.stat().st_size in KNOWN_SIT:
+    if not doubled or settled or {"path_type", "prediction"} & flags.keys():
         return "sit"
     return _ask(content, state, path, told)
 

@@ -20,6 +20,7 @@ class Preset:
     cfg_scale: float
     fid: dict  # by subcommand
     image_size: int = 256
+    of_dit: bool = False
 
 
 PRESETS = {
@@ -30,6 +31,9 @@ PRESETS = {
     "XL-2-7m": Preset("SiT-XL/2", "7M", 1.0, {"ODE": 9.35, "SDE": 8.26}),
     "XL-2-7m-cfg": Preset("SiT-XL/2", "7M", 1.5, {"ODE": 2.15, "SDE": 2.06}),
     "XL-2-512-cfg": Preset("SiT-XL/2", "3M", 1.5, {"SDE": 2.62}, image_size=512),
+    # DiT's weights (arXiv 2212.09748, table 4). Its numbers are of 250 steps of its own sampler; SBDM is the SDE behind that.
+    "DiT-XL-2-7m": Preset("SiT-XL/2", "7M", 1.0, {"SDE": 9.62}, of_dit=True),
+    "DiT-XL-2-7m-cfg": Preset("SiT-XL/2", "7M", 1.5, {"SDE": 2.27}, of_dit=True),
 }
 
 
@@ -39,4 +43,5 @@ def settings_of(name, mode):
     if mode not in preset.fid:
         raise UsageError(f"--preset {name} is for {', '.join(preset.fid)}, not {mode}")
     settings = dict(model=preset.model, image_size=preset.image_size, cfg_scale=preset.cfg_scale, weights="ema")
+    settings |= dict(kind="dit", diffusion_form="SBDM") if preset.of_dit else {}
     return settings | dict(precision="fp32", num_fid_samples=50_000) | SOLVERS[mode], preset.fid[mode]

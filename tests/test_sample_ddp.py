@@ -210,6 +210,8 @@ def test_presets_fill_what_was_not_typed():
     assert apply_preset(args) is None and args.precision == "tf32"
     args = make_parser().parse_args(["ODE", "--preset", "B-2-400k", "--no-tf32"])
     assert apply_preset(args) == 34.84 and args.precision == "fp32"
+    args = make_parser().parse_args(["SDE", "--preset", "DiT-XL-2-7m-cfg"])
+    assert apply_preset(args) == 2.27 and (args.kind, args.diffusion_form, args.cfg_channels) == ("dit", "SBDM", "3")
     assert {preset.model for preset in PRESETS.values()} == {"SiT-S/2", "SiT-B/2", "SiT-L/2", "SiT-XL/2"}
 
 

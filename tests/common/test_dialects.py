@@ -16,9 +16,11 @@ from common.checkpoint import load_checkpoint, weights_of
 from common.dialects import open_checkpoint
 from common.errors import UsageError, UserError
 from common.recipe import build_with, recipe_of
-from data.autoencoder import LatentSpace
+from common.streams import SampleStreams
+from data.autoencoder import LatentSpace, load_autoencoder
+from data.images import DigitsDataset, to_pixels
 from inference import ODE, SDE, Guidance, Pipeline
-from models import sincos_pos_embed
+from models import SiT_models, sincos_pos_embed
 from transport import Sampler
 
 NUMBERS = np.load(ROOT / "tests" / "data" / "dialects.npz", allow_pickle=False)
@@ -191,10 +193,18 @@ def test_a_file_that_may_be_sit_s_or_dit_s_is_asked_about(files, trained, tmp_pa
     assert Pipeline.load(files["dit"], vae=VAE, prediction="noise", **TOLD).recipe.time_map is None  # SiT's own word
     one_line(call(capsys, "sample", "ODE", "--ckpt", trained, "--kind", "dit", *flags), 2, "--kind dit contradicts", trained)
     one_line(call(capsys, "sample", "ODE", "--kind", "edm"), 2, "--kind")
+    one_line(call(capsys, "sample", "ODE", "--kind", "dit"), 2, "--kind dit: give the file as --ckpt")
     with pytest.raises(UsageError, match=r"--kind dit contradicts .* twice as many channels"):
         bare = {key: value for key, value in weights("repa").items() if "projectors" not in key}
         torch.save(bare, tmp_path / "bare.pt")
         open_checkpoint(tmp_path / "bare.pt", "dit", **TOLD)
+
+
+def test_published_weights_are_known_by_their_size(files, monkeypatch):
+    monkeypatch.setattr("common.dialects.KNOWN_SIT", {files["dit"].stat().st_size})
+    assert "recipe" not in open_checkpoint(files["dit"], **TOLD)  # not asked about: it is SiT's
+    with pytest.raises(UsageError, match="--kind dit contradicts"):
+        open_checkpoint(files["dit"], "dit", **TOLD)
 
 
 def test_what_models_py_has_not_is_one_line(tmp_path):
@@ -248,3 +258,62 @@ def test_values_are_no_code_and_code_does_not_run(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"{name}: (refused, loading it would run code|not a checkpoint)"):
             open_checkpoint(Path(name))
     assert not Path("attacked").exists()
+
+
+def trained_on_digits(steps):
+    """(a bare DiT file's weights, trained on the digits' latents at DiT's own steps; its network)"""
+    torch.manual_seed(0)
+    digits, autoencoder = DigitsDataset(32), load_autoencoder(VAE)
+    parts = [autoencoder.moments(to_pixels(part))[0] for part in digits.images.split(500)]
+    latents, labels = autoencoder.latents(torch.cat(parts), 0, 0), torch.tensor(digits.labels)
+    model = SiT_models["SiT-T/2"](input_size=8, num_classes=10, learn_sigma=True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 50) * (1 - step / steps)
+        some, k, noise = torch.randint(5000, (128,)), torch.randint(1000, (128,)), torch.randn(128, 4, 8, 8)
+        kept = PRODUCTS[k].float().view(-1, 1, 1, 1)
+        loss = (model(kept.sqrt() * latents[some] + (1 - kept).sqrt() * noise, k, labels[some]) - noise).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+PRODUCTS = torch.from_numpy(NUMBERS["dit/alphas_cumprod"])
+
+
+@torch.no_grad()
+def ddim(model, x, labels, scale):
+    """DDIM (Song et al., arXiv 2010.02502) of all 1,000 steps, guided."""
+    both = torch.tensor([*labels, *[10] * len(labels)])
+    for k in range(999, -1, -1):
+        cond, null = model(torch.cat([x, x]), torch.full((2 * len(x),), k), both).chunk(2)
+        noise, kept, before = (
+            null + scale * (cond - null),
+            PRODUCTS[k].float(),
+            PRODUCTS[k - 1].float() if k else torch.ones(()),
+        )
+        x = before.sqrt() * (x - (1 - kept).sqrt() * noise) / kept.sqrt() + (1 - before).sqrt() * noise
+    return x
+
+
+@pytest.mark.slow
+def test_a_bare_file_trained_at_dit_s_steps_is_found_and_sampled_as_by_ddim(tmp_path):
+    """And SiT's way at t = 0 is not mistaken for it, nor a fresh network for either."""
+    from digit_classifier import features, train_classifier
+
+    torch.set_num_threads(2)
+    model = trained_on_digits(500)
+    torch.save(model.state_dict(), tmp_path / "dit.pt")
+    pipe = Pipeline.load(tmp_path / "dit.pt", vae=VAE, image_size=32)
+    assert pipe.recipe.time_map == "ddpm" and pipe.transport.settings.prediction == "noise"
+    labels, guidance = [i % 10 for i in range(100)], Guidance(4.0, channels=None)
+    theirs = ddim(model, SampleStreams(0, range(100)).randn((4, 8, 8), "cpu"), labels, 4.0)
+    ode = pipe.draw(labels, solver=ODE("heun", num_steps=51), guidance=guidance)[-1]
+    assert (ode - theirs).abs().mean() < 0.02  # of a standard deviation of 0.75: the two ends lie a step apart
+    sde = pipe.draw(labels, solver=SDE(num_steps=100), guidance=guidance)[-1]
+    classifier, _ = train_classifier()
+    right = [(classifier.predict(features(pipe.decode(x))) == labels).mean() for x in (theirs, ode, sde)]
+    torch.set_num_threads(1)
+    assert right[0] > 0.2 and abs(right[1] - right[0]) <= 0.03 and right[2] > right[0] - 0.15, right
