@@ -77,6 +77,18 @@ def do_item(args):
         print(json.dumps(dict(setting=setting, figures=figures)), flush=True)
 
 
+@contextlib.contextmanager
+def deferred():
+    """Signals that end the benchmark wait for the block's end: a process that is being started must be known, to be ended."""
+    numbers, waiting = (signal.SIGINT, signal.SIGTERM), []
+    kept = {number: signal.signal(number, lambda received, _: waiting.append(received)) for number in numbers}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    for number in waiting:
+        signal.raise_signal(number)
+
+
 def do_in_process(name, args):
     """One item in a process of its own: {"ended", "seconds", "rows"}. Its lines are shown as they come."""
     command = [sys.executable, __file__, "--item", name, "--device", args.device, *["--quick"] * args.quick]
@@ -86,15 +98,16 @@ def do_in_process(name, args):
     with scratch as folder, tempfile.TemporaryFile("w+") as errors:
         environment = os.environ | dict(TMPDIR=folder, TORCHINDUCTOR_CACHE_DIR=os.path.join(folder, "compiled"))
         settings = dict(stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True, env=environment)
-        child = subprocess.Popen(command, **settings)
 
         def end():
             with contextlib.suppress(ProcessLookupError):  # it may have ended by itself just now
                 os.killpg(child.pid, signal.SIGKILL)
 
         timer = threading.Timer(LIMITS[name], end)
-        timer.start()
         try:
+            with deferred():
+                child = subprocess.Popen(command, **settings)
+            timer.start()
             for line in child.stdout:
                 if line.startswith("{"):
                     rows.append(json.loads(line))

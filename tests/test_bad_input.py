@@ -114,7 +114,7 @@ def test_wrong_checkpoints(capsys, trained, tmp_path):
     one_line(sample(trained, "--prediction", "score"), 2, "--prediction score", "velocity")
     one_line(sample(trained, "--vae", VAE), 2, "--vae", "another autoencoder")
     one_line(sample(trained, "--class-labels", 3, 10), 2, "--class-labels 10", "0 to 9")
-    one_line(call(capsys, "sample", "ODE", "--model", "SiT-B/2"), 2, "--ckpt")
+    one_line(call(capsys, "sample", "ODE", "--model", "SiT-S/8"), 2, "--ckpt is missing", "SiT-S/8")
 
     content = load_checkpoint(trained)
     content["recipe"]["model_args"]["class_dropout_prob"] = 0.0

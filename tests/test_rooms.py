@@ -18,7 +18,7 @@ FLOORS = [
     {"training"},
     {"train_utils"},
     {"sample_utils"},
-    {"train", "sample", "sample_ddp", "evaluate", "encode_latents"},
+    {"train", "sample", "sample_ddp", "evaluate", "encode_latents", "export"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()

@@ -119,7 +119,8 @@ def find_start(flags, name, warn):
     if flags.ckpt:
         path = locate(flags.ckpt)
         content = open_checkpoint(path, flags.kind)
-        refuse_differences(differences(flags, content.get("args") or {}, whole="recipe" in content), f"--ckpt {path}")
+        ours = {"args", "recipe"} <= content.keys() and "translated" not in content
+        refuse_differences(differences(flags, content.get("args") or {}, whole=ours), f"--ckpt {path}")
         return None, path, content
     runs = RunFolder.find(flags.results_dir, name) if flags.resume else []
     different = {}

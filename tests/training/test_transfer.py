@@ -1,5 +1,6 @@
 """Fine-tuning: what is taken over from another network's weights, and what is made anew."""
 
+import argparse
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 
 from cli import DIGITS, call, one_line
 from common.checkpoint import load_checkpoint
+from common.dialects import fold_repa
 from common.errors import UserError
 from common.recipe import Recipe
 from models import model_config
@@ -140,3 +142,30 @@ def test_wrong_input_of_init_is_one_line(trained, tmp_path, capsys):
     ):
         one_line(call(capsys, "train", *SMALL, *more, "--max-steps", 1, "--results-dir", tmp_path / "r"), code, *words)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_training_checkpoint_of_repa_is_continued(trained, tmp_path, capsys):
+    """Its weights in our terms; its projectors and its optimizer's state are left out, and the log says so."""
+    state = load_checkpoint(trained)["ema"] | {"projectors.0.0.weight": torch.zeros(4, 128)}
+    args = argparse.Namespace(path_type="linear", enc_type="dinov2-vit-b", num_classes=10, learning_rate=1e-4)
+    repa = {"model": state, "ema": state, "opt": {"state": {}, "param_groups": []}, "args": args, "steps": 6}
+    torch.save(repa, tmp_path / "repa.pt")
+    flags = [*SMALL, "--lr", 0, "--max-steps", 1, "--results-dir", tmp_path / "r"]
+    result = call(capsys, "train", *flags, "--ckpt", tmp_path / "repa.pt")
+    assert result.code == 0, result.err
+    (path,) = tmp_path.glob("r/*/checkpoints/0000001.pt")
+    log = (path.parents[1] / "log.txt").read_text()
+    assert "its time and sign are folded into them, its projectors and its optimizer's state left out" in log
+    ours, theirs = load_checkpoint(path)["model"], fold_repa(state)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    one_line(call(capsys, "train", *flags, "--path-type", "GVP", "--ckpt", tmp_path / "repa.pt"), 2, "--path-type Linear")
+
+
+def test_dit_s_training_is_not_continued_but_begun_with(trained, tmp_path, capsys):
+    content = load_checkpoint(trained)
+    recipe = content["recipe"] | {"time_map": "ddpm"}
+    torch.save({"ema": content["ema"], "recipe": recipe}, tmp_path / "dit.pt")
+    flags = [*SMALL, "--max-steps", 1, "--results-dir", tmp_path / "r"]
+    one_line(call(capsys, "train", *flags, "--ckpt", tmp_path / "dit.pt"), 2, "ddpm", "--init takes its weights")
+    result = call(capsys, "train", *flags, "--init", tmp_path / "dit.pt")
+    assert result.code == 0 and "it was told times as ddpm, this run tells t" in result.out, result.err
