@@ -107,7 +107,7 @@ def dopri5(bench):
     quick = ["--model", "SiT-T/8", "--global-batch-size", "8", "--max-steps", "4"]
     data = ["--data-path", "builtin:digits", "--vae", str(ROOT / "assets" / "digits-vae"), "--image-size", "32"]
     with tempfile.TemporaryDirectory() as folder:
-        more = ["--num-classes", "10", "--num-workers", "2", "--sample-every", "1000000", "--results-dir", folder]
+        more = ["--num-classes", "10", "--num-workers", "0", "--sample-every", "1000000", "--results-dir", folder]
         with contextlib.redirect_stdout(sys.stderr):
             train.main(train.make_parser().parse_args([*data, *bench.small(recipe, quick), *more]))
         (path,) = Path(folder).glob("*/checkpoints/*.pt")
