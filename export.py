@@ -9,6 +9,7 @@ the code: `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)` ne
 reads it too.
 """
 
+import shutil
 from pathlib import Path
 
 from common.errors import UsageError, UserError
@@ -58,14 +59,14 @@ def main(args):
             print(f"{out}: {pipe.recipe.model}, as the published code loads it")
             return 0
         unfinished = out.with_name(f".{out.name}.unfinished")
-        export.remove(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)
         try:
             export.write_folder(pipe, unfinished, args.samples)
             if out.is_dir():
                 out.rmdir()
             unfinished.rename(out)
         finally:
-            export.remove(unfinished)
+            shutil.rmtree(unfinished, ignore_errors=True)
     print(f'{out}: DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True) loads it')
     if args.push:
         try:

@@ -116,7 +116,7 @@ def _load_folder(path):
     if not (part / "config.json").is_file():
         raise UserError(f"--ckpt {path}: it is a folder, and not one in diffusers' layout (no transformer/config.json)")
     try:
-        config = dict(json.loads((part / "config.json").read_text()))
+        config = dict(json.loads((part / "config.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DamagedFile(f"--ckpt {path}: its config.json cannot be read ({error})") from error
     recipe = {"recipe": dict(config["recipe"])} if isinstance(config.get("recipe"), dict) else {}

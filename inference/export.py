@@ -4,14 +4,13 @@ The folder's code is this repository's own, file by file, with its imports made 
 a diffusers pipeline of it.
 """
 
-import json
 import re
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from common.atomic import ANY_TEXT, write_json
 from common.checkpoint import WEIGHTS_FILE, file_hash, save_checkpoint
 from common.recipe import TRANSPORT
 
@@ -30,9 +29,9 @@ SAMPLE = dict(solver=ODE("heun", num_steps=50), scale=4.0)  # how the card's sam
 def copy_code(files, folder):
     """The repository's files as neighbours in a folder."""
     for name in files:
-        text = (ROOT / name).read_text()
+        text = (ROOT / name).read_text(encoding="utf-8")
         text = re.sub(r"^(\s*from) (?:transport|common|data|inference)\.(\w+) import", r"\1 .\2 import", text, flags=re.M)
-        (folder / Path(name).name).write_text(text)
+        (folder / Path(name).name).write_text(text, encoding="utf-8")
 
 
 def write_folder(pipe, folder, samples):
@@ -56,11 +55,7 @@ def write_folder(pipe, folder, samples):
     if labels:
         images = pipe.sample(labels, solver=SAMPLE["solver"], guidance=Guidance(scale))
         save_picture(images, folder / "samples.png", columns=min(4, samples))
-    (folder / "README.md").write_text(card(pipe, labels, scale))
-
-
-def write_json(path, values):
-    path.write_text(json.dumps(values, indent=2) + "\n")
+    (folder / "README.md").write_text(card(pipe, labels, scale), **ANY_TEXT)  # names of classes are names of folders
 
 
 def card(pipe, labels, scale):
@@ -136,7 +131,3 @@ def push(folder, repository):
     made = api.create_repo(repository, exist_ok=True)
     api.upload_folder(folder_path=str(folder), repo_id=made.repo_id, commit_message="SiT, as a pipeline of diffusers")
     return str(made)
-
-
-def remove(folder):
-    shutil.rmtree(folder, ignore_errors=True)
