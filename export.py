@@ -74,7 +74,7 @@ def main(args):
         except Exception as error:  # the Hub and the network raise a dozen unrelated types
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"--push {args.push}: {reason}; the folder {out} is whole, `hf auth login` and try again"
+                f"--push {args.push}: {reason}; the folder is whole: `hf auth login`, then `hf upload {args.push} {out}`"
             ) from error
     return 0
 

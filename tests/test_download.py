@@ -1,58 +1,24 @@
 """Published weights, by a Hub of our own: huggingface_hub's real client against a small server on this machine."""
 
-import hashlib
-import http.server
 import os
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from cli import ENV, ROOT, call, one_line
 from common.errors import UsageError, UserError
 from download import PUBLISHED, locate, published_name
+from small_hub import COMMIT, small_hub
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FILES = {"nyu-visionx/SiT-collections/SiT-B-2-256.pt": b"base", "someone/else/deep/folder/model.pt": b"theirs"}
 FILES["nyu-visionx/SiT-collections/SiT-XL-2-256.pt"] = b"not the published one"
 
 
-ASKED = []  # (method, revision)
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers for /OWNER/NAME/resolve/REVISION/FILE as the Hub does."""
-
-    def do_HEAD(self):
-        self.answer(False)
-
-    def do_GET(self):
-        self.answer(True)
-
-    def answer(self, body):
-        owner, name, word, revision, *file = self.path.strip("/").split("/")
-        content = FILES.get("/".join((owner, name, *file)))
-        ASKED.append((self.command, revision))
-        self.send_response(404 if content is None or word != "resolve" or revision == "gone" else 200)
-        if content is not None:
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if body and content is not None:
-            self.wfile.write(content)
-
-    def log_message(self, *args):
-        """Nothing on stderr."""
-
-
 @pytest.fixture(scope="module")
 def hub():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with small_hub(FILES) as server:
+        yield server
 
 
 FIND = """
@@ -68,9 +34,9 @@ for name in sys.argv[1:]:
 """
 
 
-def find(folder, endpoint, *names, **env):
-    """What locate says of each name, in a process whose Hub is endpoint and whose cache lies in folder."""
-    settings = dict(HF_ENDPOINT=endpoint, HF_HOME=str(folder / "cache"), HF_HUB_OFFLINE="0") | env
+def find(folder, hub, *names, **env):
+    """What locate says of each name, in a process whose Hub is hub and whose cache lies in folder."""
+    settings = dict(HF_ENDPOINT=hub.url, HF_HOME=str(folder / "cache"), HF_HUB_OFFLINE="0") | env
     code = FIND.format(root=str(ROOT))
     done = subprocess.run(
         [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=folder, env=ENV | settings, timeout=120
@@ -82,7 +48,7 @@ def find(folder, endpoint, *names, **env):
 def test_files_are_downloaded_once_and_found_again_without_network(hub, tmp_path):
     names = ["SiT-B-2-256", "hub:someone/else/deep/folder/model.pt", f"hub:someone/else/deep/folder/model.pt@{COMMIT}"]
     assert find(tmp_path, hub, *names) == ["FOUND base", "FOUND theirs", "FOUND theirs"]
-    assert [command for command, _ in ASKED].count("GET") == 2 and ("HEAD", "main") in ASKED
+    assert [command for command, found in hub.asked if found].count("GET") == 2 and ("HEAD", "main") in hub.asked
     assert find(tmp_path, hub, *names, HF_HUB_OFFLINE="1") == ["FOUND base", "FOUND theirs", "FOUND theirs"]
 
 

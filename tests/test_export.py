@@ -1,5 +1,6 @@
 """Models handed on: to diffusers without this repository, to the published code, to the Hub, and back."""
 
+import base64
 import json
 import os
 import subprocess
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from cli import DIGITS, ENV, ROOT, call, one_line
+from cli import DIGITS, ENV, ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
 from download import find_model
 from inference import ODE, SDE, Guidance, Pipeline
 from models import SiT
+from small_hub import small_hub
 
 LABELS = [3, 1, 4]
 
@@ -135,18 +137,29 @@ def test_what_the_published_code_loads(latents, tmp_path, capsys):
     assert load_checkpoint(tmp_path / "p.pt").keys() == published.state_dict().keys()
 
 
-def test_push_uploads_the_folder_and_its_failure_leaves_it(trained, tmp_path, capsys, monkeypatch):
-    api = Mock()
-    api.return_value.create_repo.return_value = Mock(repo_id="me/mine", __str__=lambda self: "https://huggingface.co/me/mine")
-    monkeypatch.setattr("huggingface_hub.HfApi", api)
-    result = call(capsys, "export", trained, "--out", tmp_path / "a", "--samples", 0, "--push", "me/mine")
-    assert result.code == 0 and "https://huggingface.co/me/mine has it" in result.out, result.err
-    assert api.return_value.upload_folder.call_args.kwargs["folder_path"] == str(tmp_path / "a")
-    assert not (tmp_path / "a" / "samples.png").exists()
-    api.return_value.create_repo.side_effect = OSError("401 Client Error\nlong page")
-    result = call(capsys, "export", trained, "--out", tmp_path / "b", "--samples", 0, "--push", "me/mine")
-    one_line(result, 1, "--push me/mine", "401 Client Error", "hf auth login")
-    assert (tmp_path / "b" / "model_index.json").exists()
+def test_push_uploads_the_folder_and_its_failure_leaves_it(trained, tmp_path):
+    """By huggingface_hub's own client, to a Hub on this machine."""
+    with small_hub() as hub:
+        settings = dict(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1")
+        push = lambda folder, token: launch(  # noqa: E731
+            "export", trained, "--out", folder, "--samples", 0, "--push", "me/mine", HF_TOKEN=token, **settings
+        )
+        result = push(tmp_path / "a", "hf_good")
+        assert result.code == 0 and f"{hub.url}/me/mine has it" in result.out, result.err
+        assert not (tmp_path / "a" / "samples.png").exists()
+        files = {value["path"]: base64.b64decode(value["content"]) for kind, value in hub.commits if kind == "file"}
+        files |= {value["path"]: hub.large[value["oid"]] for kind, value in hub.commits if kind == "lfsFile"}
+        here = [file for file in (tmp_path / "a").rglob("*") if file.is_file()]
+        assert files == {str(file.relative_to(tmp_path / "a")): file.read_bytes() for file in here}
+        assert len(hub.large) == 1 + (tmp_path / "a" / "vae").exists()
+        one_line(
+            push(tmp_path / "b", "hf_bad"),
+            1,
+            "--push me/mine",
+            "401",
+            f"`hf auth login`, then `hf upload me/mine {tmp_path / 'b'}`",
+        )
+        assert (tmp_path / "b" / "model_index.json").exists() and len(hub.commits) == len(files) + 1
 
 
 def test_wrong_input_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """SiT's siblings: the published code's numbers through our own path, and files as people have them."""
 
 import argparse
+import contextlib
 import json
 import pickle
 import zlib
@@ -110,18 +111,28 @@ def in_folder(state, folder, **config):
     return folder
 
 
-def test_repa_s_file_through_sample_py(repa, tmp_path, capsys, monkeypatch):
+@contextlib.contextmanager
+def repa_s_noise(streams):
+    """In the place of a sample's own: drawn of a state in double precision, from torch's generator."""
+    torch.manual_seed(5)
+    yield lambda x: torch.randn_like(x, dtype=torch.float64).float()
+
+
+@pytest.mark.parametrize("mode", ["ode", "sde"])
+def test_repa_s_file_through_sample_py(mode, repa, tmp_path, capsys, monkeypatch):
     """REPA's own result, from its noise: what is decoded."""
-    z, classes, ode = numbers("repa", "z", "classes", "ode")
+    z, classes, theirs = numbers("repa", "z", "classes", mode)
     monkeypatch.setattr("common.streams.SampleStreams.randn", lambda self, shape, device: z)
+    monkeypatch.setattr("common.streams.SampleStreams.ahead", repa_s_noise)
     drawn, decode = [], LatentSpace.decode
     monkeypatch.setattr(LatentSpace, "decode", lambda self, x, **more: drawn.append(x) or decode(self, x, **more))
     file = in_folder(weights("repa"), tmp_path / "repa" / "transformer", num_classes=1000).parent
-    flags = ["ODE", "--ckpt", file, "--vae", VAE, "--image-size", 32, "--sampling-method", "euler", "--num-sampling-steps", 21]
+    solver = ["--sampling-method", "euler", "--num-sampling-steps", 21] if mode == "ode" else ["--num-sampling-steps", 20]
+    flags = [mode.upper(), "--ckpt", file, "--vae", VAE, "--image-size", 32, *solver]
     flags += ["--cfg-scale", 1.8, "--cfg-channels", "all", "--guidance-low", 0.3, "--class-labels", *classes.tolist()]
     result = call(capsys, "sample", *flags, "--out", tmp_path / "s.png")
     assert result.code == 0, result.err
-    assert (drawn[-1] - ode).abs().max() < 1e-5
+    assert (drawn[-1] - theirs).abs().max() < 1e-5
 
 
 # Files as people have them: the kind, the weights and their meaning must come out the same.
