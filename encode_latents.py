@@ -5,6 +5,9 @@
 
 Work is cut into chunks of --batch-size images by index, so that any number of processes writes the same files. Killed and
 started again, it encodes only the chunks that are missing. What a cache holds is told in data/latent_cache.py.
+
+    python encode_latents.py --data-path repa/vae-sd --out imagenet-256       latents that REPA's code encoded, imported
+    python encode_latents.py --out imagenet-256 --check                       a copied cache, against its checksums
 """
 
 import math
@@ -12,15 +15,18 @@ import time
 from pathlib import Path
 
 from common.errors import UsageError
-from train_utils import Parser, image_size, non_negative_int, positive_int, run, warn_of_precision
+from train_utils import Parser, check_given, image_size, non_negative_int, positive_int, run, warn_of_precision
 
 
 def make_parser():
     parser = Parser(prog="encode_latents.py", description="Encode a data set for train.py, under torchrun or alone.")
-    parser.add_argument("--data-path", required=True, help="folder with one sub-folder of images a class, or builtin:digits")
+    data = "images of any kind that train.py takes, or REPA's folder vae-sd"
+    parser.add_argument("--data-path", help=data)
     parser.add_argument("--vae", default="ema", help="autoencoder: ema, mse, or a diffusers folder")
-    parser.add_argument("--image-size", type=image_size, default=256, metavar="N|HxW", help="pixels a side, or height x width")
+    size = "pixels a side, or height x width (those of latents that are imported)"
+    parser.add_argument("--image-size", type=image_size, default=256, metavar="N|HxW", help=size)
     parser.add_argument("--out", required=True, help="folder of the cache, for train.py --data-path")
+    parser.add_argument("--check", action="store_true", help="read the cache --out against its checksums, and encode nothing")
     parser.add_argument("--batch-size", type=positive_int, default=32, help="images a chunk")
     parser.add_argument(
         "--precision", choices=["fp32", "tf32"], help="of the autoencoder (tf32 on a GPU, as train.py but for its own fp32)"
@@ -32,6 +38,11 @@ def make_parser():
 
 
 def main(args):
+    if args.check:
+        check_given(args, sorted(args.given - {"check", "out"}), " does not go with --check")
+        return check(args)
+    if not args.data_path:
+        raise UsageError("--data-path is missing: the images to encode")
     if args.vae == "none":
         raise UsageError("--vae none: pixels need no cache, train.py reads the images themselves as fast")
 
@@ -43,18 +54,15 @@ def main(args):
     from data.autoencoder import load_autoencoder
     from data.encoding import begin, encode_chunks, finish, make_record, tidy
     from data.latent_cache import LatentCache
-    from data.sources import open_dataset
 
     world = distributed.setup(timeout_hours=24)
     precision = set_precision(args.precision, world.device)
     warn_of_precision(world.device, precision)
-    dataset = world.from_main(lambda: open_dataset(args.data_path, args.image_size))
-    if dataset.encoded or not dataset.classes:
-        found = "it is a cache of latents already" if dataset.encoded else "its images are in no class folders"
-        raise UsageError(f"--data-path {args.data_path}: {found}")
     autoencoder = world.main_first(lambda: load_autoencoder(args.vae)).to(world.device)
-    shape = (len(dataset), 2 if dataset.mirrors else 1, 2, *latent_shape(args.image_size, autoencoder, patch_size=1))
-    settings = dict(data_path=args.data_path, image_size=args.image_size, batch_size=args.batch_size, precision=precision)
+    dataset, size = open_data(args, world, autoencoder)
+    variants = 2 if dataset.mirrors else 1
+    shape = (len(dataset), variants, 2, *latent_shape(size, autoencoder, patch_size=1))
+    settings = dict(data_path=args.data_path, image_size=size, batch_size=args.batch_size, precision=precision)
     record = make_record(settings, dataset, autoencoder, shape)
     folder = Path(args.out)
     store = ChunkStore(folder / "chunks", len(dataset), args.batch_size)
@@ -72,18 +80,42 @@ def main(args):
     if not done:
         missing, started = world.from_main(store.missing), time.time()
         own = missing[world.rank :: world.size]
-        encode_chunks(folder, world, dataset, autoencoder, store, own, shape[1], args.num_workers)
-        world.barrier()
+        waited = world.gather(encode_chunks(folder, world, dataset, autoencoder, store, own, variants, args.num_workers))
     if world.is_main:
         if not done:
             made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
-            print(f"{made:,} images encoded in {seconds:.1f} s, {made / seconds:.1f} images/s")
+            speed = f"{made / seconds:.1f} images/s, {sum(waited) / world.size:.0%} of the time waiting for images"
+            print(f"{made:,} images encoded in {seconds:.1f} s, {speed}")
             with writing(folder, "--out"):
-                finish(folder, record, store, dataset)
+                finish(folder, record, store, shape, dataset)
         LatentCache(folder)  # it can be read
         tidy(folder, store)
         print(f"{folder} {'was complete already' if done else 'is complete'}")
     distributed.cleanup()
+    return 0
+
+
+def open_data(args, world, autoencoder):
+    """(data set to encode or import, image size), the same on every process."""
+    from data.foreign_latents import ForeignLatents, is_foreign
+    from data.sources import open_dataset
+
+    if is_foreign(args.data_path):
+        dataset = world.from_main(lambda: ForeignLatents(args.data_path))
+        size = dataset.check(args.image_size if "image_size" in args.given else None, autoencoder)
+        if world.is_main:
+            print(f"{args.data_path}: latents of REPA, one variant: images will not be mirrored while training on them")
+        return dataset, size
+    dataset = world.from_main(lambda: open_dataset(args.data_path, args.image_size, autoencoder.image_channels))
+    if dataset.encoded:
+        raise UsageError(f"--data-path {args.data_path}: it is a cache of latents already")
+    return dataset, args.image_size
+
+
+def check(args):
+    from data.cache_check import check_cache
+
+    print(check_cache(args.out))
     return 0
 
 

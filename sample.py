@@ -109,7 +109,8 @@ def main(args):
         generate(args, pipe, settings)
         return 0
 
-    from data.sources import LabelledImages, spread
+    from data.parts import spread
+    from data.sources import LabelledImages
 
     dataset = LabelledImages(args.data_path, pipe.recipe)
     if dataset.note:

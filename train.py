@@ -16,6 +16,7 @@ from common.kinds import KINDS
 from train_utils import (
     Listed,
     Parser,
+    below_one,
     check_given,
     fraction,
     free,
@@ -39,6 +40,8 @@ def make_parser():
     add_optimization_args(parser.add_argument_group("optimization").add_argument)
     add_speed_args(parser.add_argument_group("speed and memory"))
     add_running_args(parser.add_argument_group("running").add_argument)
+    validation = parser.add_argument_group("validation while training", "the loss of held-out images, of the model and its EMA")
+    add_validation_args(validation.add_argument)
     evaluation = parser.add_argument_group("evaluation while training", "of EMA samples, drawn by dopri5 without guidance")
     add_evaluation_args(evaluation.add_argument)
     parse_transport_args(parser)
@@ -46,11 +49,13 @@ def make_parser():
 
 
 def add_data_args(group):
-    data = "folder of class folders, builtin:digits, or cache of encode_latents.py"
+    data = "class folders, a folder, .zip, parquet, a cache of encode_latents.py, or builtin:digits"
     free(group.add_argument("--data-path", required=True, help=data))  # but its images and classes are compared
     group.add_argument("--no-flip", action="store_true", help="never mirror images, for data such as text (digits never are)")
-    parse_data_args(group, "classes; checked against the data")
+    parse_data_args(group, "classes (those of the data)", default=None)
     parse_vae_arg(group, "ema")
+    group.add_argument("--channels", type=int, choices=[1, 3], help="of an image, 1 being grey (the autoencoder's; none: 3)")
+    group.add_argument("--val-fraction", type=below_one, help="share of the data that is held out, evenly, for validation")
     group.add_argument("--class-dropout-prob", type=fraction, default=0.1, help="share of labels hidden, for guidance")
 
 
@@ -96,6 +101,12 @@ def add_running_args(add):
     free(add("--wandb", action="store_true", help="log to Weights & Biases (reads WANDB_KEY, ENTITY, PROJECT)"))
 
 
+def add_validation_args(add):
+    free(add("--val-path", help="held-out images with the same classes, of any kind that --data-path has"))
+    free(add("--val-every", type=positive_int, default=5_000, help="steps between validations"))
+    free(add("--val-images", type=positive_int, default=1_000, help="images of each, evenly spread; the same each time"))
+
+
 def add_evaluation_args(add):
     free(add("--eval-every", type=positive_int, help="steps between evaluations (never)"))
     free(add("--eval-samples", type=positive_int, default=5_000, help="samples for each"))
@@ -113,6 +124,10 @@ def check_flags(args):
         check_given(args, ("kind",), " goes with --init or --ckpt")
     if args.keep_every and not args.keep_last:
         raise UsageError("--keep-every goes with --keep-last")
+    if args.val_path and args.val_fraction:
+        raise UsageError("--val-path and --val-fraction: give one of them")
+    if not (args.val_path or args.val_fraction):
+        check_given(args, ("val_every", "val_images"), " goes with --val-path or --val-fraction")
     if not args.eval_every:
         check_given(args, ("eval_ref", "eval_samples", "inception_weights"), " goes with --eval-every")
     if args.eval_every and not args.eval_ref:
@@ -183,6 +198,8 @@ def loop(run, trainer, monitor):
             monitor.save(trainer)
         if step % flags.sample_every == 0:
             monitor.draw_samples(trainer.ema, step)
+        if run.held_out is not None and (step % flags.val_every == 0 or trainer.is_complete):
+            monitor.validate(trainer, step)
         if flags.eval_every and step % flags.eval_every == 0:
             monitor.evaluate(trainer.ema, step)
     return received

@@ -108,6 +108,7 @@ def number(kind, check, wanted):
 positive_int = number(int, lambda value: value >= 1, "at least 1")
 non_negative_int = number(int, lambda value: value >= 0, "at least 0")
 seed = number(int, lambda value: -(2**63) <= value < 2**64, "a whole number of 64 bits")
+below_one = number(float, lambda value: 0 < value < 1, "above 0 and below 1")
 fraction = number(float, lambda value: 0 <= value <= 1, "in [0, 1]")
 non_negative = number(float, lambda value: 0 <= value < float("inf"), "a finite number of at least 0")
 
@@ -193,11 +194,11 @@ def parse_vae_arg(group, default):
     group.add_argument("--vae", default=default, help="autoencoder: ema, mse, none (pixels), or a diffusers folder")
 
 
-def parse_data_args(group, classes):
+def parse_data_args(group, classes, default=1000):
     """Flags of what a model is made for, in training and sampling alike."""
     group.add_argument("--model", default="SiT-XL/2", metavar=MODELS, help="backbone, or another name in models.py")
     group.add_argument("--image-size", type=image_size, default=256, metavar="N|HxW", help="pixels a side, or height x width")
-    group.add_argument("--num-classes", type=positive_int, default=1000, help=classes)
+    group.add_argument("--num-classes", type=positive_int, default=default, help=classes)
 
 
 def say(line):

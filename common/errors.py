@@ -27,9 +27,9 @@ def as_usage_error():
 
 
 @contextmanager
-def told_as(flag):
-    """A UserError that speaks of --ckpt speaks of another flag, under which the file was given."""
+def told_as(flag, usual="--ckpt"):
+    """A UserError that speaks of the usual flag speaks of another, under which the file was given."""
     try:
         yield
     except UserError as error:
-        raise type(error)(str(error).replace("--ckpt", flag, 1)) from error
+        raise type(error)(str(error).replace(usual, flag, 1)) from error

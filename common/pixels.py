@@ -75,14 +75,15 @@ def other_files(names):
 
 
 @contextmanager
-def opened(path):
-    """The PIL image of a file, for a block that reads it. Raises UserError naming the file, whatever goes wrong with it:
-    Pillow's readers of damaged files raise a dozen unrelated types."""
+def opened(source, name=None):
+    """The PIL image of a path or an open file, for a block that reads it. Raises UserError naming the path, or what name()
+    gives, whatever goes wrong with it: Pillow's readers of damaged files raise a dozen unrelated types."""
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             yield image
     except Exception as error:
-        raise UserError(f"cannot read image {path}: {str(error) or type(error).__name__}") from error
+        called = name() if name else source
+        raise UserError(f"cannot read image {called}: {str(error) or type(error).__name__}") from error
 
 
 def upright(image):

@@ -22,10 +22,13 @@ def _slice(height, width):
 
 
 class PixelSpace:
-    """--vae none: the latents are the pixels."""
+    """--vae none: the latents are the pixels, with 3 channels or, of grey images, 1."""
 
-    name, channels, factor = "none", 3, 1
+    name, factor = "none", 1
     config_hash = "none"
+
+    def __init__(self, channels=3):
+        self.channels = self.image_channels = channels
 
     def to(self, device):
         return self
@@ -48,7 +51,10 @@ class LatentSpace:
         # channels_last is the layout that convolutions are fastest in.
         self.vae = vae.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         config = vae.config
-        self.channels = config.latent_channels
+        self.channels, self.image_channels = config.latent_channels, config.in_channels
+        if (self.image_channels, config.out_channels) not in ((1, 1), (3, 3)):
+            found = f"from images of {self.image_channels} channels to such of {config.out_channels}"
+            raise UserError(f"--vae {name}: it goes {found}; images have 3, or 1 where they are grey")
         self.factor = 2 ** (len(config.block_out_channels) - 1)
         self.scale = config.scaling_factor
         self.shift = config.get("shift_factor") or 0.0
@@ -105,13 +111,14 @@ class LatentSpace:
         return pixels
 
 
-def load_autoencoder(name):
-    """The autoencoder called name: ema or mse (Stable Diffusion's), a folder in diffusers' format, or none.
+def load_autoencoder(name, channels=3):
+    """The autoencoder called name: ema or mse (Stable Diffusion's), a folder in diffusers' format, or none, whose images have
+    so many channels.
 
     Raises UserError with what to download, or what is wrong with the folder.
     """
     if name == "none":
-        return PixelSpace()
+        return PixelSpace(channels)
     source = PUBLISHED.get(name, name)
     if name not in PUBLISHED and not (Path(name) / "config.json").is_file():
         raise UserError(
@@ -125,6 +132,8 @@ def load_autoencoder(name):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return LatentSpace(AutoencoderKL.from_pretrained(source), name)
+    except UserError:
+        raise
     except Exception as error:  # diffusers and the hub raise a dozen unrelated types here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if name in PUBLISHED:
@@ -137,6 +146,7 @@ def load_autoencoder(name):
 
 
 def to_uint8(pixels):
-    """Pixels in [-1, 1] (N, 3, H, W), float -> uint8 images (N, H, W, 3), rounded to the nearest level."""
+    """Pixels in [-1, 1] (N, C, H, W), float -> uint8 images (N, H, W, 3), rounded to the nearest level; grey has three times
+    the same, as every picture and every metric takes it."""
     levels = (pixels.float() * 127.5 + 127.5).round().clamp(0, 255)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return levels.to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+import time
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from common.errors import UsageError, UserError
 from common.unreadable import DataGuard
 
 from .images import to_pixels
-from .latent_cache import COMPLETE, FORMAT, LABELS, MOMENTS, NAMES, encoder_hash, open_array, read_record
+from .latent_cache import COMPLETE, FORMAT, LABELS, MOMENTS, NAMES, SUMS, encoder_hash, open_array, read_record, sha256
 from .loader import read_ahead
 
 UNFINISHED = "unfinished.json"  # what cache.json is going to say
@@ -72,49 +73,66 @@ def begin(folder, record, store, shape):
 
 @torch.no_grad()
 def encode(autoencoder, images, variants):
-    """Moments (N, variants, 2, C, h, w) float16, of uint8 images (N, 3, H, W) and of their mirror images."""
+    """Moments (N, variants, 2, C, h, w) float16, of uint8 images (N, C, H, W) and of their mirror images; moments that were
+    encoded elsewhere are what they are."""
+    if images.dtype != torch.uint8:
+        return images
     views = (images, images.flip(-1))[:variants]
     return torch.stack([torch.stack(autoencoder.moments(to_pixels(view)), dim=1) for view in views], dim=1).half()
 
 
-def write_chunk(folder, store, chunk, moments, labels, read):
-    """Put moments (n, V, 2, C, h, w) in their place and flush them; then the chunk's own file says that they are there.
+def write_chunk(folder, store, chunk, dataset, moments, labels, read):
+    """Put moments (n, V, 2, C, h, w), which the device may still be making, in their place and flush them; then the chunk's own
+    file says that they are there. Raises UserError for numbers that cannot be stored.
 
     By writing, not through a memory map: a full disk is an error then and not a SIGBUS, and machines that share the
     folder may write to the same page.
     """
+    moments = moments.cpu()
+    finite = moments.isfinite().flatten(1).all(1)
+    if not finite.all():
+        name = dataset.name(int(read[~finite][0]))
+        raise UserError(f"{name}: its latents are beyond float16's 65504, or not numbers; they cannot be cached")
     first, size = store.indices(chunk)[0], moments[0].nbytes
+    content = moments.numpy().tobytes()
     with writing(folder, "--out"):
         with open(folder / MOMENTS, "r+b") as file:
             file.seek((first - store.total) * size, os.SEEK_END)
-            file.write(moments.numpy().tobytes())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        store.save(chunk, labels=labels.numpy(), read=read.numpy())
+        store.save(chunk, labels=labels.numpy(), read=read.numpy(), sha256=np.array(sha256(content)))
 
 
 def encode_chunks(folder, world, dataset, autoencoder, store, chunks, variants, num_workers):
-    """Encode this process's chunks. Raises UserError for images that cannot be read, encoded or stored."""
+    """Encode this process's chunks, while others are read, and the last one written; returns the share of time that was spent
+    waiting for images. Raises UserError for images that cannot be read, encoded or stored."""
+    waited, started = 0.0, time.time()
     guard = DataGuard(dataset, lambda line: tqdm.write(line, file=sys.stderr))
     total = sum(len(store.indices(chunk)) for chunk in chunks)
     batches = [list(store.indices(chunk)) for chunk in chunks]
     with (
-        tqdm(total=total, disable=None if world.is_main else True, unit="image") as progress,
+        tqdm(total=total, disable=None if world.is_main else True, unit="image", desc=_share(world)) as progress,
         read_ahead(dataset, batches, num_workers, world.device) as loaded,
         written_behind() as write,
     ):
-        for chunk, (images, labels, read) in zip(chunks, loaded):
+        for chunk in chunks:
+            asked = time.time()
+            images, labels, read = next(loaded)
+            waited += time.time() - asked
             guard.check(store.indices(chunk), read)
-            moments = encode(autoencoder, images.to(world.device, non_blocking=True), variants).cpu()
-            finite = moments.isfinite().flatten(1).all(1)
-            if not finite.all():
-                name = dataset.name(int(read[~finite][0]))
-                raise UserError(f"{name}: its latents are beyond float16's 65504, or not numbers; they cannot be cached")
-            write(write_chunk, folder, store, chunk, moments, labels, read)
+            moments = encode(autoencoder, images.to(world.device, non_blocking=True), variants)
+            write(write_chunk, folder, store, chunk, dataset, moments, labels, read)
+            progress.set_postfix_str(f"waited for images: {waited / (time.time() - started):.0%}", refresh=False)
             progress.update(len(labels))
+    return waited / max(time.time() - started, 1e-9)
 
 
-def finish(folder, record, store, dataset):
+def _share(world):
+    return f"1 of {world.size} processes" if world.size > 1 else None
+
+
+def finish(folder, record, store, shape, dataset):
     """Labels and names from the chunks, then cache.json. Raises UserError where too many images could not be read."""
     parts = [store.load(chunk, "labels", "read") for chunk in range(store.count)]
     labels, read = (np.concatenate(part) for part in zip(*parts))
@@ -126,7 +144,22 @@ def finish(folder, record, store, dataset):
     names = np.array([os.fsencode(dataset.name(i)) for i in read.tolist()])
     write_atomically(folder / LABELS, lambda file: np.save(file, labels))
     write_atomically(folder / NAMES, lambda file: np.save(file, names))
+    write_json(folder / SUMS, sums(folder, store, shape))
     write_json(folder / COMPLETE, record | {"skipped": [dataset.name(i) for i in sorted(guard.bad)]})
+
+
+def sums(folder, store, shape):
+    """What checksums.json says: SHA-256 of each chunk's moments, so many images each, and of labels and names."""
+    moments = open_array(folder / MOMENTS, shape, np.float16)
+
+    def of_chunk(chunk):
+        try:
+            return str(store.load(chunk, "sha256")[0])
+        except UserError:  # an earlier version wrote it, without
+            return sha256(moments[store.indices(chunk).start : store.indices(chunk).stop].tobytes())
+
+    small = {name: sha256((folder / name).read_bytes()) for name in (LABELS, NAMES)}
+    return {"images_a_chunk": store.size, MOMENTS: [of_chunk(chunk) for chunk in range(store.count)], **small}
 
 
 def tidy(folder, store):

@@ -1,32 +1,28 @@
-"""Images for training and encoding: what a data set is, folders, and the handwritten digits that need no download."""
+"""What a data set is, the handwritten digits that need no download, and what the network is given of images."""
 
 import gzip
-import os
-from bisect import bisect_right
-from collections import Counter
+from functools import partial
 from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from common.errors import UsageError, UserError
-from common.pixels import center_crop, image_endings, in_words, is_image, opened, other_files, scan, subfolders, to_rgb
+from common.errors import UsageError
+from common.pixels import center_crop, opened, to_rgb
 from common.sizes import height_width
 
-from .names import Names
-
 DIGITS = "builtin:digits"
-SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
 class ImageData(Dataset):
-    """What a data set is: item i is (uint8 image (3, H, W), class id), and name(i) is what a person calls it.
+    """What a data set is: item i is (uint8 image (C, H, W), class id), and name(i) is what a person calls it. C is 3, or 1
+    for grey images.
 
     A data set has no randomness of its own: the flip is drawn by the training step, so that any worker or process may
-    read any image. An item that cannot be read raises UserError naming it. The kinds are listed in sources.py.
+    read any image. An item that cannot be read raises UserError naming it. The kinds are listed in sources.py; the same
+    pictures are the same items, in the same order, in whatever they lie: by class, then by folder and name.
     """
 
     classes = ()  # names, by class id; empty: the images have no classes, and all ids are 0
@@ -38,72 +34,25 @@ class ImageData(Dataset):
         """Raises UsageError where the items are not for this size and autoencoder."""
 
 
-def load_image(path, size):
-    """Read, crop and convert one file to uint8 (3, H, W). Raises UserError naming a file that cannot be read."""
-    with opened(path) as image:
+class Pictures(ImageData):
+    """Images in files of formats that Pillow reads. A kind has source(i), a path or an open file, label(i) and name(i)."""
+
+    def __init__(self, image_size, channels):
+        self.image_size, self.channels = image_size, channels
+
+    def __getitem__(self, index):
+        image = load_image(self.source(index), self.image_size, self.channels, partial(self.name, index))
+        return image, int(self.label(index))
+
+
+def load_image(source, size, channels=3, name=None):
+    """Read, crop and convert a path or open file to uint8 (channels, H, W). Raises UserError where it cannot be read, naming
+    the path, or what name() gives."""
+    with opened(source, name) as image:
         # In full, not by JPEG's draft mode, which would halve for free: Pillow's box filter rounds up on both axes,
         # so that draft's halves are darker by half a level each, and colours stored at half resolution differ more.
-        return pil_to_tensor(center_crop(to_rgb(image), size))
-
-
-class FolderDataset(ImageData):
-    """One sub-folder a class, in sorted order; a class's images by folder and name. Names that start with a dot are none."""
-
-    def __init__(self, root, image_size):
-        root, self.image_size = Path(root), image_size
-        if not root.is_dir():
-            found = "it is a file" if root.exists() else "there is no such folder"
-            raise UserError(f"--data-path {root}: {found}; give a folder with one sub-folder of images a class, or {DIGITS}")
-        self.classes = subfolders(root)
-        if self.classes and {name.lower() for name in self.classes} <= SPLITS:
-            found = " and ".join(self.classes)
-            raise UserError(f"--data-path {root}: {found} are parts of a data set, not classes; give one of them")
-        self.folders, self.files, self.ends, passed_over = [str(root / name) for name in self.classes], Names(), [], Counter()
-        for name, folder in zip(self.classes, self.folders):
-            files, others = scan(folder)
-            if not files:
-                raise UserError(f"--data-path {root}: no images in the class folder {name}{in_words(others)}")
-            self.files.extend(file[len(folder) :] for file in files)
-            self.ends.append(len(self.files))
-            passed_over += others
-        if not self.files:
-            raise UserError(f"--data-path {root}: no class folders of images in it")
-        beside = [entry.name for entry in os.scandir(root) if entry.is_file()]
-        passed_over += other_files(beside) + Counter("beside the class folders" for name in beside if is_image(name))
-        self.note = f"passed over{in_words(passed_over)}" if passed_over else None
-
-    def __len__(self):
-        return len(self.files)
-
-    def label(self, index):
-        return bisect_right(self.ends, index)
-
-    def name(self, index):
-        return self.folders[self.label(index)] + self.files[index]
-
-    def __getitem__(self, index):
-        return load_image(self.name(index), self.image_size), self.label(index)
-
-
-class FlatFolder(ImageData):
-    """Images of one folder, in sorted order, without labels (0)."""
-
-    def __init__(self, root, image_size):
-        self.root, self.image_size = Path(root), image_size
-        names = [entry.name for entry in os.scandir(root) if entry.is_file()]
-        self.files, others = Names(sorted(filter(is_image, names))), other_files(names)
-        self.note = f"passed over{in_words(others)}" if others else None
-        if not self.files:
-            raise UserError(f"--data-path {root}: no images in it ({' '.join(sorted(image_endings()))})")
-
-    def __len__(self):
-        return len(self.files)
-
-    def name(self, index):
-        return str(self.root / self.files[index])
-
-    def __getitem__(self, index):
-        return load_image(self.name(index), self.image_size), 0
+        image = center_crop(to_rgb(image), size)
+        return pil_to_tensor(image if channels == 3 else image.convert("L"))
 
 
 def read_digits():
@@ -120,17 +69,17 @@ def held_out_digits():
 
 
 class DigitsDataset(ImageData):
-    """MNIST digits with a black border of 2 pixels, as RGB: (3, 32, 32)."""
+    """MNIST digits with a black border of 2 pixels: (channels, 32, 32)."""
 
     mirrors = False  # a mirrored digit is none
 
-    def __init__(self, image_size):
+    def __init__(self, image_size, channels=3):
         self.classes = [str(digit) for digit in range(10)]
         if height_width(image_size) != (32, 32):
             raise UsageError(f"--image-size {image_size}: {DIGITS} has 32 x 32 pixels")
         images, labels = read_digits()
         padded = np.pad(images, ((0, 0), (2, 2), (2, 2)))
-        self.images = torch.from_numpy(padded)[:, None].expand(-1, 3, -1, -1)
+        self.images = torch.from_numpy(padded)[:, None].expand(-1, channels, -1, -1)
         self.labels = labels
 
     def __len__(self):
@@ -143,8 +92,14 @@ class DigitsDataset(ImageData):
         return self.images[index], int(self.labels[index])
 
 
+def to_grey(images):
+    """uint8 images (N, 3, H, W) -> (N, 1, H, W), their luma (ITU-R BT.601) as Pillow rounds it, which leaves grey as it is."""
+    red, green, blue = images.int().unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).to(torch.uint8)[:, None]
+
+
 def to_pixels(images, flip=None):
-    """uint8 images (N, 3, H, W) -> float32 in [-1, 1], mirrored where flip (N,) is true."""
+    """uint8 images (N, C, H, W) -> float32 in [-1, 1], mirrored where flip (N,) is true."""
     if flip is not None:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     return images.float() / 127.5 - 1
@@ -153,7 +108,7 @@ def to_pixels(images, flip=None):
 def to_latents(autoencoder, batch, flip, noise):
     """What the network learns, (N, C, h, w): a sample of the posterior by noise (N, C, h, w), mirrored where flip (N,).
 
-    batch: uint8 images (N, 3, H, W), which are encoded here, or the moments (N, V, 2, C, h, w) of a latent cache.
+    batch: uint8 images (N, C, H, W), which are encoded here, or the moments (N, V, 2, C, h, w) of a latent cache.
     """
     if batch.dtype == torch.uint8:
         mean, std = autoencoder.moments(to_pixels(batch, flip))

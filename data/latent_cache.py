@@ -3,7 +3,8 @@
 A cache is a folder that encode_latents.py fills: moments.npy (N, V, 2, C, h, w) float16, mean and standard deviation as
 the autoencoder gives them, before shift and scale; labels.npy (N,) int64; names.npy (N,), the images' names as bytes;
 and cache.json, written last, which says whose latents they are. V is 2, image and mirror image, or 1 for data that are
-never mirrored. Moments and not samples, so that training goes on drawing from the posterior.
+never mirrored. Moments and not samples, so that training goes on drawing from the posterior. checksums.json has SHA-256s, of
+each chunk of moments and of the two small files, for whoever copies a cache.
 """
 
 import hashlib
@@ -20,8 +21,9 @@ from common.sizes import height_width
 from .images import ImageData
 
 FORMAT = 1
-COMPLETE, MOMENTS, LABELS, NAMES = "cache.json", "moments.npy", "labels.npy", "names.npy"
-FIELDS = dict(format=int, image_size=(int, str), count=int, variants=int, channels=int, factor=int)  # what a reader needs
+COMPLETE, MOMENTS, LABELS, NAMES, SUMS = "cache.json", "moments.npy", "labels.npy", "names.npy", "checksums.json"
+# what a reader needs; classes may be none
+FIELDS = dict(format=int, image_size=(int, str), count=int, variants=int, channels=int, factor=int)
 FIELDS |= dict(vae=str, vae_hash=str, encoder_hash=str, classes=list)
 AGAIN = "delete the folder and run encode_latents.py again"
 
@@ -38,6 +40,10 @@ def encoder_hash(autoencoder):
         if name.startswith(("encoder.", "quant_conv.")):
             digest.update(weights.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def read_record(file):
@@ -75,7 +81,9 @@ class LatentCache(ImageData):
         if not file.exists():
             raise UserError(f"{path}: an incomplete cache (no {COMPLETE}); run encode_latents.py again, to go on with it")
         record = self.record = read_record(file)
-        wrong = [key for key, kind in FIELDS.items() if not isinstance(record.get(key), kind) or not record[key]]
+        wrong = [
+            key for key, kind in FIELDS.items() if not isinstance(record.get(key), kind) or not (record[key] or kind is list)
+        ]
         if wrong:
             raise UserError(f"{file}: no valid {wrong[0]} in it; {AGAIN}")
         if record["format"] != FORMAT:
@@ -87,7 +95,7 @@ class LatentCache(ImageData):
         self.labels = open_array(self.path / LABELS, (count,), np.int64)
         self.names = open_array(self.path / NAMES, (count,), np.bytes_)
         self.classes, self.mirrors = record["classes"], record["variants"] == 2
-        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+        if self.labels.min() < 0 or self.labels.max() >= (len(self.classes) or 1):
             found = f"labels from {self.labels.min()} to {self.labels.max()}, but {len(self.classes)} classes"
             raise UserError(f"{self.path / LABELS}: {found}; {AGAIN}")
 

@@ -8,8 +8,17 @@ from torch.utils.data import Dataset
 from common.errors import UserError
 from common.pixels import subfolders
 
-from .images import DIGITS, DigitsDataset, FlatFolder, FolderDataset
+from .archives import ZipImages, is_zip
+from .folders import FlatFolder, FolderDataset, LabelledFolder
+from .images import DIGITS, DigitsDataset
 from .latent_cache import LatentCache, is_cache
+from .listing import LABELS
+from .parquet import ParquetImages, is_parquet
+
+
+def is_labelled(path):
+    """Whether path is a folder with a dataset.json."""
+    return (Path(path) / LABELS).is_file()
 
 
 def is_flat(path):
@@ -17,19 +26,22 @@ def is_flat(path):
     return Path(path).is_dir() and not subfolders(path)
 
 
-# (whether a path is of this kind, the data set of a path and image size): the first that fits is taken. A new kind is a
-# class that has what ImageData lists, and a line here.
+# (whether a path is of this kind, the data set of a path, image size and channels): the first that fits is taken. A new kind
+# is a class that has what ImageData lists, and a line here.
 KINDS = [
-    (lambda path: path == DIGITS, lambda path, image_size: DigitsDataset(image_size)),
-    (is_cache, lambda path, image_size: LatentCache(path)),
+    (lambda path: path == DIGITS, lambda path, image_size, channels: DigitsDataset(image_size, channels)),
+    (is_cache, lambda path, image_size, channels: LatentCache(path)),
+    (is_parquet, ParquetImages),
+    (is_zip, ZipImages),
+    (is_labelled, LabelledFolder),
     (is_flat, FlatFolder),
     (lambda path: True, FolderDataset),
 ]
 
 
-def open_dataset(path, image_size):
-    """The data set that --data-path names. Raises UserError where there is none."""
-    return next(make(path, image_size) for fits, make in KINDS if fits(path))
+def open_dataset(path, image_size, channels=3):
+    """The data set that --data-path names, of images with so many channels, 3 or 1. Raises UserError where there is none."""
+    return next(make(path, image_size, channels) for fits, make in KINDS if fits(path))
 
 
 class LabelledImages(Dataset):
@@ -61,9 +73,3 @@ class LabelledImages(Dataset):
         """(uint8 (N, 3, H, W), labels (N,))"""
         images, labels = zip(*(self[i] for i in indices))
         return torch.stack(images), torch.tensor(labels)
-
-
-def spread(length, limit):
-    """Up to limit indices below length, evenly spread; None is all."""
-    count = min(limit or length, length)
-    return [i * length // count for i in range(count)]

@@ -5,6 +5,7 @@ import torch
 
 from common.errors import UsageError, UserError
 from common.sizes import height_width
+from data.images import to_grey
 
 
 def checked_labels(labels, count=None):
@@ -20,13 +21,14 @@ def checked_labels(labels, count=None):
     return y.long()
 
 
-def checked_images(images, recipe):
-    """uint8 images (N, H, W, 3) of the recipe's size -> a tensor (N, 3, H, W)."""
+def checked_images(images, recipe, autoencoder):
+    """uint8 images (N, H, W, 3) of the recipe's size -> a tensor (N, C, H, W), grey where the autoencoder's are."""
     images, size = torch.as_tensor(np.asarray(images)), (*height_width(recipe.image_size), 3)
     if images.dtype != torch.uint8 or images.dim() != 4 or not len(images) or tuple(images.shape[1:]) != size:
         found = f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}"
         raise UsageError(f"images must be uint8 of shape (N, {', '.join(map(str, size))}), not {found}")
-    return images.permute(0, 3, 1, 2)
+    images = images.permute(0, 3, 1, 2)
+    return images if autoencoder.image_channels == 3 else to_grey(images)
 
 
 def checked_noise(noise, count, latent_shape):

@@ -43,7 +43,8 @@ def open_transport(told, recipe, path, default=None):
 def open_autoencoder(name, recipe, path):
     """The autoencoder called name, or one that is loaded already. One with other latents than the checkpoint's is an error;
     ema and mse share theirs."""
-    autoencoder = load_autoencoder(name) if isinstance(name, str) else name
+    channels = 1 if recipe.model_args["in_channels"] == 1 else 3  # of images, where they are what the network sees
+    autoencoder = load_autoencoder(name, channels) if isinstance(name, str) else name
     name = autoencoder.name
     same_latents = recipe.vae in PUBLISHED_VAES and name in PUBLISHED_VAES
     if not same_latents and recipe.vae_hash not in (None, autoencoder.config_hash):

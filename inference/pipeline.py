@@ -67,12 +67,11 @@ class Pipeline:
     ):
         """The pipeline of a checkpoint of train.py, or of published or other bare weights.
 
-        ckpt: a file or folder, or published weights, or hub:REPO/FILE
-        (None: those of model and image_size, by default the paper's SiT-XL/2 at 256 px). kind: whose weights
-        they are, sit, repa, dit or auto, which raises where it cannot tell. weights: ema, or another state of the file:
-        ema-0.999, model. vae: ema, mse, none (pixels), a diffusers folder or another pipeline's
-        autoencoder (None: the checkpoint's, or default_vae where it does not say). device: None is a GPU if there is
-        one. precision: fp32, tf32 or bf16 (None: tf32 on a GPU, else fp32). decoding: batch_size and tiling of the
+        ckpt: a file or folder, or published weights, or hub:REPO/FILE (None: those of model and image_size, by default the
+        paper's SiT-XL/2 at 256 px). kind: whose weights they are, sit, repa, dit or auto, which raises where it cannot tell.
+        weights: ema, or another state of the file: ema-0.999, model. vae: ema, mse, none (pixels), a diffusers folder or
+        another pipeline's autoencoder (None: the checkpoint's, or default_vae if it does not say). device: None is a GPU, if
+        there. precision: fp32, tf32 or bf16 (None: tf32 on a GPU, else fp32). decoding: batch_size and tiling of the
         autoencoder. told: what a bare file cannot say, any of TOLD; a contradiction of the file is an error.
         default_transport: TransportSettings where neither says.
         """
@@ -171,7 +170,8 @@ class Pipeline:
 
     def to_latents(self, images):
         """uint8 images -> the mean latents that they are encoded as, on the device."""
-        mean, _ = self.autoencoder.moments(to_pixels(checked_images(images, self.recipe).to(self.device)))
+        images = checked_images(images, self.recipe, self.autoencoder)
+        mean, _ = self.autoencoder.moments(to_pixels(images.to(self.device)))
         return self.autoencoder.latents(mean, 0, 0)
 
     def decode(self, latents):
@@ -210,7 +210,7 @@ class Pipeline:
         guidance.refuse_density()
         if not isinstance(solver, ODE):
             raise UsageError("--likelihood is that of the ODE: give an ODE as solver")
-        images = checked_images(images, self.recipe)
+        images = checked_images(images, self.recipe, self.autoencoder)
         y = self._labels(self._null(labels, images), len(images))
         streams, network = SampleStreams(seed, checked_indices(indices, len(y))), self.network(gradients=True)
         set_precision(self.precision, self.device)

@@ -55,7 +55,7 @@ class DryRun:
         if run.autoencoder.name == "none":
             return encoding
         if not run.dataset.encoded:
-            image = torch.zeros(1, 3, *height_width(run.recipe.image_size), device=run.device)
+            image = torch.zeros(1, run.autoencoder.image_channels, *height_width(run.recipe.image_size), device=run.device)
             with FlopCounterMode(display=False) as counter:
                 run.autoencoder.moments(image)
             encoding = counter.get_total_flops()
@@ -84,4 +84,4 @@ class DryRun:
     def _nothing(self, *args):
         """What else a Monitor does."""
 
-    log = warn = waiting = add = draw_samples = evaluate = _nothing
+    log = warn = waiting = add = draw_samples = validate = evaluate = _nothing

@@ -18,7 +18,8 @@ from transport import SolverError
 
 from .evaluation import Evaluation
 from .run import backbone_on_paper
-from .run_folder import EVALUATIONS, METRICS
+from .run_folder import EVALUATIONS, METRICS, VALIDATIONS
+from .validation import Validation
 
 SAMPLES = 16  # in a picture
 
@@ -31,7 +32,8 @@ class Monitor:
         self.run, self.flags, self.world, self.folder = run, run.flags, run.world, run.folder
         self.logger = self.folder.logger() if self.world.is_main else logging.getLogger("silent")
         self.plotting = Thread()
-        self.wandb, self.progress, self.sums, self.evaluation = None, tqdm(disable=True), {}, None
+        self.wandb, self.progress, self.sums = None, tqdm(disable=True), {}
+        self.evaluation = self.validation = None
 
     def log(self, line):
         if self.world.is_main:
@@ -90,6 +92,10 @@ class Monitor:
             self.folder.rewind(step)
             self.wandb = self.folder.start_wandb(flags) if flags.wandb and not trainer.is_complete else None
             self.progress = tqdm(total=run.total_steps, initial=step, disable=None, unit="step")
+        if run.held_out is not None:
+            self.validation = Validation(run, self.warn)
+            count, held_out = len(self.validation.chosen), flags.val_path or f"--val-fraction {flags.val_fraction:g}"
+            self.log(f"Validation every {flags.val_every:,} steps: {count:,} of {len(run.held_out):,} images of {held_out}")
         if flags.eval_every:  # a missing file is told at the start and not after hours
             self.evaluation = Evaluation(run, self.warn)
             self.log(
@@ -176,6 +182,20 @@ class Monitor:
             import wandb
 
             self.wandb.log({"samples": wandb.Image(str(file))}, step=step)
+
+    def validate(self, trainer, step):
+        """The loss of held-out images under the model and its average. Every process must call it."""
+        started = time.time()
+        values = self.validation.measure({"loss": trainer.objective.model, "ema_loss": trainer.ema})
+        self.log(
+            f"(step={step:07d}) Validation of {len(self.validation.chosen):,} images: loss {values['loss']:.4f}, "
+            f"of the EMA {values['ema_loss']:.4f} ({time.time() - started:.0f} s)"
+        )
+        if self.world.is_main:
+            self.attempt(VALIDATIONS, self.folder.add_row, VALIDATIONS, step=step, **values)
+            self._plot(self.folder.plot_loss)
+            if self.wandb:
+                self.wandb.log({f"validation/{name}": value for name, value in values.items()}, step=step)
 
     def evaluate(self, ema, step):
         """FID and the rest of EMA samples, by the functions of evaluate.py. Every process draws and measures its share."""

@@ -1,5 +1,6 @@
 """The picture of a run's losses."""
 
+from functools import partial
 from itertools import accumulate, cycle
 
 import matplotlib
@@ -9,7 +10,8 @@ import matplotlib.pyplot as plt
 
 NO_LOSSES = ("step", "grad_norm", "lr", "images_per_second", "share_of_peak")  # columns of metrics.csv
 POINTS = 2000  # of a curve, which has no room for more
-COLOURS = ("tab:blue", "tab:green", "tab:red", "tab:purple", "tab:brown")
+VALIDATED = ("loss", "held out", "tab:purple"), ("ema_loss", "held out, EMA", "tab:red")  # columns of validations.csv
+COLOURS = ("tab:blue", "tab:green", "tab:brown", "tab:pink", "tab:olive")
 
 
 def column(rows, x, y):
@@ -25,11 +27,23 @@ def running_mean(values, window):
     return [(sums[i + 1] - sums[start]) / (i + 1 - start) for i, start in enumerate(starts)]
 
 
-def save_plot(path, title, rows, evaluations):
-    """Draw every loss in rows of metrics.csv, with a running mean where there are many, and the FIDs of evaluations.csv."""
-    evaluated, fids = column(evaluations, "step", "fid")
-    figure, panels = plt.subplots(1, 2 if fids else 1, figsize=(11 if fids else 6, 4), dpi=120, squeeze=False)
-    axes, names = panels[0, 0], [name for name in rows[0] if name not in NO_LOSSES]
+def save_plot(path, title, rows, validations=(), evaluations=()):
+    """Draw every loss in rows of metrics.csv, with a running mean where there are many; beside them the validations' losses by
+    time, and the evaluations' FIDs, where there are any."""
+    _, fids = column(evaluations, "step", "fid")
+    draw = [partial(_losses, rows, validations, title)] + [partial(_by_time, validations)] * bool(validations)
+    draw += [partial(_fids, evaluations)] * bool(fids)
+    figure, panels = plt.subplots(1, len(draw), figsize=(0.5 + 5.5 * len(draw), 4), dpi=120, squeeze=False)
+    for panel, draw_into in zip(panels.flat, draw):
+        draw_into(panel)
+        panel.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def _losses(rows, validations, title, axes):
+    names = [name for name in rows[0] if name not in NO_LOSSES]
     for name, colour in zip(names, cycle(COLOURS)):
         steps, losses = column(rows, "step", name)
         window, some = len(losses) // 20, slice(None, None, max(1, len(losses) // POINTS))
@@ -37,13 +51,28 @@ def save_plot(path, title, rows, evaluations):
         axes.plot(steps[some], losses[some], color=colour, alpha=0.35 if window > 1 else 1, linewidth=1, label=label)
         if window > 1:
             axes.plot(steps[some], running_mean(losses, window)[some], color=colour, label=f"running mean of {window + 1}")
-    axes.set(xlabel="step", ylabel="training loss", title=title)
+    for name, label, colour in VALIDATED if validations else ():
+        axes.plot(*column(validations, "step", name), "o-", color=colour, markersize=3, linewidth=1, label=label)
+    axes.set(xlabel="step", ylabel="loss" if validations else "training loss", title=title)
     axes.legend(frameon=False)
-    if fids:
-        panels[0, 1].plot(evaluated, fids, "o-", color="tab:orange")
-        panels[0, 1].set(xlabel="step", ylabel="FID of EMA samples", title="lower is better")
-    for panel in panels.flat:
-        panel.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path)
-    plt.close(figure)
+
+
+def _by_time(validations, axes):
+    """The newest validation, as steps over the tenths of time, and of a few before it the EMA's."""
+    *before, newest = validations
+    for age, row in enumerate(before[:: -max(1, len(before) // 4)]):
+        axes.stairs(*_tenths(row, "ema_loss"), color="tab:red", alpha=0.4 / (1 + age), linewidth=1, baseline=None)
+    for name, label, colour in VALIDATED:
+        axes.stairs(*_tenths(newest, name), color=colour, baseline=None, label=f"{label}, step {newest['step']}")
+    axes.set(xlabel="training interval, from noise to data", ylabel="loss", title="held-out images by time")
+    axes.legend(frameon=False)
+
+
+def _tenths(row, name):
+    values = [float(row.get(f"{name}_t{tenth}") or "nan") for tenth in range(10)]
+    return values, [tenth / 10 for tenth in range(11)]
+
+
+def _fids(evaluations, axes):
+    axes.plot(*column(evaluations, "step", "fid"), "o-", color="tab:orange")
+    axes.set(xlabel="step", ylabel="FID of EMA samples", title="lower is better")

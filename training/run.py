@@ -9,12 +9,13 @@ from common import distributed
 from common.atomic import writable_folder
 from common.checkpoint import file_hash, load_checkpoint, weights_of
 from common.dialects import open_checkpoint
-from common.errors import UsageError, as_usage_error
+from common.errors import UsageError, as_usage_error, told_as
 from common.precision import set_precision
 from common.recipe import Recipe, recipe_of
 from common.sizes import latent_shape
 from data.autoencoder import load_autoencoder
 from data.images import ImageData
+from data.parts import split
 from data.sources import open_dataset
 from download import locate
 from inference.pipeline import Pipeline
@@ -38,6 +39,7 @@ class Run:
     transport: Transport
     recipe: Recipe  # what its checkpoints will say of themselves
     total_steps: int
+    held_out: ImageData = None  # for validation
     folder: RunFolder = None
     path: object = None  # checkpoint to start from, and its content; None: from scratch
     content: dict = None
@@ -86,13 +88,8 @@ def plan_run(flags, transport_settings):
     transport = Transport(transport_settings)
     with as_usage_error():
         _ = transport.train_interval, transport.ode_interval  # of the pictures drawn while training too
-    dataset = world.from_main(lambda: open_dataset(flags.data_path, flags.image_size))  # a million files are listed once
-    if not dataset.classes:
-        raise UsageError(f"--data-path {flags.data_path}: its images are in no class folders")
-    if len(dataset.classes) != flags.num_classes:
-        raise UsageError(f"--num-classes {flags.num_classes}: {flags.data_path} has {len(dataset.classes)} classes")
-    autoencoder = world.main_first(lambda: load_autoencoder(flags.vae)).to(world.device)
-    dataset.check(flags.image_size, autoencoder)
+    autoencoder = open_autoencoder(flags, world)
+    dataset, held_out = open_data(flags, world, autoencoder)
     channels, height, width = latent_shape(flags.image_size, autoencoder, config["patch_size"])
     model_args = config | dict(
         input_size=height if height == width else (height, width),
@@ -108,7 +105,42 @@ def plan_run(flags, transport_settings):
     init = world.main_first(lambda: locate(flags.init, "--init")) if flags.init else None
     flags.init_sha256 = world.from_main(lambda: file_hash(init)) if flags.init else None
     flags.identity["init_sha256"] = None  # wherever the file is
-    return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps, init=init)
+    return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps, held_out, init=init)
+
+
+def open_autoencoder(flags, world):
+    """The autoencoder of --vae on this process's device. Raises UsageError where its images are not of --channels."""
+    autoencoder = world.main_first(lambda: load_autoencoder(flags.vae, flags.channels or 3)).to(world.device)
+    if flags.channels not in (None, autoencoder.image_channels):
+        found = f"its images have {autoencoder.image_channels}"
+        raise UsageError(f"--channels {flags.channels} contradicts --vae {flags.vae}: {found}")
+    flags.channels, flags.identity["channels"] = autoencoder.image_channels, 3  # what runs of before had
+    return autoencoder
+
+
+def open_data(flags, world, autoencoder):
+    """(data to train on, held-out data or None), of which every process has the same; --num-classes becomes the data's."""
+
+    def opened(path, flag):  # a million files are listed once
+        with told_as(flag, "--data-path"):
+            dataset = world.from_main(lambda: open_dataset(path, flags.image_size, flags.channels))
+            dataset.check(flags.image_size, autoencoder)
+            return dataset
+
+    dataset = opened(flags.data_path, "--data-path")
+    count = len(dataset.classes) or 1
+    if flags.num_classes not in (None, count):
+        found = f"{count} classes" if dataset.classes else "images without classes, which is to say one"
+        raise UsageError(f"--num-classes {flags.num_classes}: {flags.data_path} has {found}")
+    flags.num_classes = count
+    if flags.val_fraction:
+        return split(dataset, flags.val_fraction)
+    if not flags.val_path:
+        return dataset, None
+    held_out = opened(flags.val_path, "--val-path")
+    if list(held_out.classes) != list(dataset.classes):
+        raise UsageError(f"--val-path {flags.val_path}: its classes are not those of {flags.data_path}")
+    return dataset, held_out
 
 
 def find_start(flags, name, warn):

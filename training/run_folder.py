@@ -1,4 +1,4 @@
-"""A training run on disk: log.txt, flags.json, metrics.csv, evaluations.csv, loss.png, checkpoints/ and samples/."""
+"""A training run on disk: log.txt, flags.json, tables of what was measured, loss.png, checkpoints/ and samples/."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ from common.flags import flags_of
 from .identity import END, identity_of
 from .plot import save_plot
 
-METRICS, EVALUATIONS = "metrics.csv", "evaluations.csv"
+METRICS, EVALUATIONS, VALIDATIONS = "metrics.csv", "evaluations.csv", "validations.csv"
 
 
 class TqdmHandler(logging.Handler):
@@ -101,7 +101,7 @@ class RunFolder:
         """Forget what a killed process left half done, and metrics after step: the run is about to make them again."""
         for leftover in self.checkpoints.glob(".*.tmp"):
             leftover.unlink()
-        for file in (self.path / METRICS, self.path / EVALUATIONS):
+        for file in (self.path / name for name in (METRICS, EVALUATIONS, VALIDATIONS)):
             if file.exists():
                 header, *rows = file.read_text().splitlines() or [""]
                 whole = [row for row in rows if row.count(",") == header.count(",") and row.split(",")[0].isdigit()]
@@ -187,7 +187,8 @@ class RunFolder:
             self.plot_loss()
 
     def plot_loss(self):
-        """Draw the losses, and the FIDs if there are any, as loss.png."""
+        """Draw the losses, and validations and FIDs if there are any, as loss.png."""
         if rows := self.read_rows(METRICS):
             self.plotted = time.time()
-            save_plot(self.path / "loss.png", self.path.name, rows, self.read_rows(EVALUATIONS))
+            others = self.read_rows(VALIDATIONS), self.read_rows(EVALUATIONS)
+            save_plot(self.path / "loss.png", self.path.name, rows, *others)

@@ -95,7 +95,7 @@ class SiTPipeline(DiffusionPipeline):
         x = sample(x, guided, y=y)[-1]
         if output_type == "latent":
             return x
-        space = PixelSpace() if self.vae is None else LatentSpace(self.vae, "vae").to(self.device)
+        space = PixelSpace(network.in_channels) if self.vae is None else LatentSpace(self.vae, "vae").to(self.device)
         images = to_uint8(space.decode(x)).cpu().numpy()
         return ImagePipelineOutput(images if output_type == "np" else [Image.fromarray(image) for image in images])
 

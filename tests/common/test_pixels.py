@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from common.errors import UserError
 from common.pixels import ORIENTATION, image_endings, is_image, scan, to_rgb
-from data.images import FolderDataset, load_image
+from data.folders import FolderDataset
+from data.images import load_image
 from data.sources import open_dataset
 from metrics.image_files import open_images
 

@@ -7,9 +7,11 @@ from PIL import Image
 
 from common.errors import UsageError, UserError
 from common.recipe import Recipe
-from data.images import DigitsDataset, FolderDataset, center_crop, held_out_digits, load_image, to_pixels
+from data.folders import FolderDataset
+from data.images import DigitsDataset, center_crop, held_out_digits, load_image, to_pixels
 from data.order import StepSampler
-from data.sources import LabelledImages, spread
+from data.parts import spread
+from data.sources import LabelledImages
 
 
 def make_folder(root, classes=("a", "b"), count=3, size=(40, 50)):

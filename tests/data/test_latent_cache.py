@@ -19,7 +19,8 @@ from cli import ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from data.autoencoder import LatentSpace, load_autoencoder
-from data.images import DigitsDataset, FolderDataset, to_latents, to_pixels
+from data.folders import FolderDataset
+from data.images import DigitsDataset, to_latents, to_pixels
 from data.latent_cache import LatentCache
 from training.draws import draw_step
 
