@@ -154,7 +154,9 @@ def guidance_from(args, pipeline, precision):
 
         more = dict(vae=pipeline.autoencoder, device=pipeline.device, precision=precision, compile=args.compile)
         more["default_transport"] = pipeline.transport.settings
-        weak = Pipeline.load(args.guidance_ckpt or pipeline.path, weights=args.guidance_weights or "ema", **more)
+        weak = Pipeline.load(
+            args.guidance_ckpt or pipeline.path, weights=args.guidance_weights or "ema", kind=args.kind, **more
+        )
     elif pipeline.recipe.null_class is None and "cfg_scale" not in args.given:
         scale = 1.0
     channels = None if args.cfg_channels == "all" else int(args.cfg_channels)

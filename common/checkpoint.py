@@ -120,8 +120,9 @@ def _load_folder(path):
     except (OSError, ValueError, TypeError) as error:
         raise DamagedFile(f"--ckpt {path}: its config.json cannot be read ({error})") from error
     recipe = {"recipe": dict(config["recipe"])} if isinstance(config.get("recipe"), dict) else {}
-    if recipe and (path / "vae").is_dir():
-        recipe["recipe"]["vae"] = str(path / "vae")  # where it is now
+    places = [place / "vae" for place in (path, path.resolve().parent) if part == path or place == path]
+    if recipe and (vae := next(filter(Path.is_dir, places), None)):
+        recipe["recipe"]["vae"] = str(vae)  # where it is now
     return {"ema": load_checkpoint(part / WEIGHTS_FILE), "config": config} | recipe
 
 
@@ -131,7 +132,12 @@ def _bare(state):
 
 
 def _is_sit(state):
-    return isinstance(state, dict) and "pos_embed" in state and "x_embedder.proj.weight" in state
+    return (
+        isinstance(state, dict)
+        and all(isinstance(key, str) for key in state)
+        and "pos_embed" in state
+        and "x_embedder.proj.weight" in state
+    )
 
 
 def weights_of(content, path="file", name=None):

@@ -16,9 +16,9 @@ from transport import TransportSettings
 from .checkpoint import load_checkpoint, weights_of
 from .errors import UsageError, UserError
 from .kinds import KINDS
-from .recipe import build_with, flags_in, recipe_of
+from .recipe import build_with, check_backbone, flags_in, recipe_of
 
-TOLD = ("num_heads", "image_size", "num_classes")  # by a caller, or by the file's own args or config
+TOLD = ("num_heads", "image_size", "num_classes", "input_size")  # by a caller, or by the file's own args or config
 DIT = dict(transport=TransportSettings("VP", "noise"), time_map="ddpm")
 REPA_PATHS = {"linear": "Linear", "cosine": "GVP"}
 REPA_FLAGS = {"enc_type", "proj_coeff", "projector_embed_dims"}  # which SiT's training does not have
@@ -34,16 +34,19 @@ def open_checkpoint(path, kind="auto", **told):
         raise UsageError(f"--kind {kind}: choose from {', '.join(KINDS)}")
     content = load_checkpoint(path)
     settled = {"path_type", "prediction"} & {key for key, value in told.items() if value is not None}
-    told = {key: told.get(key) for key in ("model", *TOLD)}
+    path_type, told = told.get("path_type"), {key: told.get(key) for key in ("model", "num_heads", "image_size", "num_classes")}
     found = "sit" if isinstance(content.get("recipe"), dict) else _kind_of(content, path, told, kind, settled)
     if kind not in ("auto", found):
         raise UsageError(f"--kind {kind} contradicts {path}, which is of kind {found}")
-    return {"sit": lambda *_: content, "repa": _from_repa, "dit": _from_dit}[found](content, path, told)
+    if found == "repa":
+        return _from_repa(content, path, told, path_type)
+    return _from_dit(content, path, told) if found == "dit" else content
 
 
 def _kind_of(content, path, told, kind, settled):
     """The kind of a checkpoint that no recipe describes."""
     state = weights_of(content, path)
+    check_backbone(state, path)
     if extra := sorted(key for key in state if re.search(r"\.[qk]_norm\.", key)):
         raise UserError(f"--ckpt {path}: its attention normalises queries and keys ({extra[0]}), which models.py does not")
     flags = flags_in(content)
@@ -66,28 +69,31 @@ def _kind_of(content, path, told, kind, settled):
 
 def _ask(content, state, path, told):
     """SiT's or DiT's: asked what it sees in pure noise x. A velocity at SiT's t = 0 is nearly -x, whatever the data; the noise
-    at DiT's step 999 is nearly x. Each is asked the other's question too, at which it may answer anything."""
+    at DiT's step 999 is nearly x. A SiT's noise is nearly x at 0, and may be at 999 too; but at its other end, t = 1, it is
+    another thing, while to a DiT 0 and 1 are two steps of a thousand, at which it says the same."""
     model = build_with(recipe_of(content, state, path, **told), state, path).eval()
     height, width = (side * model.patch_size for side in model.grid)
-    x = torch.randn(1, model.in_channels, height, width, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1, -1)
+    x = torch.randn(1, model.in_channels, height, width, generator=torch.Generator().manual_seed(0)).expand(3, -1, -1, -1)
     with torch.no_grad():
-        first, last = model(x, torch.tensor([0.0, 999.0]), torch.zeros(2, dtype=torch.long)).flatten(1)
+        first, second, last = model(x, torch.tensor([0.0, 1.0, 999.0]), torch.zeros(3, dtype=torch.long)).flatten(1)
     like = [torch.corrcoef(torch.stack([answer, x[0].flatten()]))[0, 1].item() for answer in (first, last)]
     if like[0] < -0.5:
         return "sit"
-    if like[0] > -0.25 and like[1] > 0.9:
+    changed = ((second - first).norm() / first.norm().clamp(min=1e-9)).item()
+    if like[0] > -0.25 and like[1] > 0.9 and changed < 0.1:
         return "dit"
     raise UsageError(
         f"--ckpt {path}: its shapes are those of SiT and of DiT alike, and its answers to pure noise tell neither "
-        f"({like[0]:.2f} at t = 0, {like[1]:.2f} at step 999); give --kind sit or --kind dit"
+        f"({like[0]:.2f} at t = 0, {like[1]:.2f} at step 999); give --kind sit, with its --prediction, or --kind dit"
     )
 
 
-def _described(content, path, told, states, said, **meaning):
+def _described(content, path, told, states, what, **meaning):
     """A content of these states with the recipe of what they mean, and in words under "translated" what was made of them."""
-    bare = {"args": {key: value for key, value in flags_in(content).items() if key in TOLD}}
+    said = {key: value for key, value in flags_in(content).items() if key in TOLD}
+    bare = {"config": content["config"]} if "config" in content else {"args": said}
     recipe = replace(recipe_of(bare, weights_of(states, path), path, **told), **meaning)
-    return states | bare | {"recipe": recipe.to_dict(), "translated": f"{path}: {said}"}
+    return states | bare | {"recipe": recipe.to_dict(), "translated": f"{path}: {what}"}
 
 
 def _states(content, path):
@@ -101,8 +107,9 @@ def _from_dit(content, path, told):
     return _described(content, path, told, _states(content, path), said, **DIT)
 
 
-def _from_repa(content, path, told):
-    word = flags_in(content).get("path_type", "linear")
+def _from_repa(content, path, told, path_type):
+    """path_type: what a caller says, in our word, for a file that does not."""
+    word = flags_in(content).get("path_type", "cosine" if path_type == "GVP" else "linear")
     if word not in REPA_PATHS:
         raise UserError(f"--ckpt {path}: its path is {word!r}; REPA knows {', '.join(REPA_PATHS)}")
     states = {name: fold_repa(state) for name, state in _states(content, path).items()}
@@ -118,7 +125,7 @@ def fold_repa(state):
     Linear takes in; in float64, as are the rotation's own cosines.
     """
     state = {key: value for key, value in state.items() if not key.startswith("projectors.")}
-    depth = 1 + max((int(key.split(".")[1]) for key in state if key.startswith("blocks.")), default=-1)
+    depth = 1 + max((int(key.split(".")[1]) for key in state if re.match(r"blocks\.\d+\.", key)), default=-1)
     moved = re.compile(r"decoder_blocks\.(\d+)\.")  # of its first version
     state = {moved.sub(lambda found: f"blocks.{int(found[1]) + depth}.", key): value for key, value in state.items()}
     first, last = "t_embedder.mlp.0.weight", "final_layer.linear"

@@ -11,7 +11,7 @@ from transport import TransportSettings
 
 from .checkpoint import load_weights
 from .errors import UsageError, UserError
-from .sizes import height_width
+from .sizes import canonical, height_width
 from .time_maps import TIME_MAPS
 
 FORMAT = 2  # of a recipe as a dict; 1 had the transport's settings beside the others and did not say its number
@@ -97,6 +97,20 @@ def flags_in(content):
     return vars(flags) if isinstance(flags, argparse.Namespace) else flags if isinstance(flags, dict) else {}
 
 
+BACKBONE = {"pos_embed": 3, "x_embedder.proj.weight": 4, "x_embedder.proj.bias": 1, "t_embedder.mlp.0.weight": 2}
+BACKBONE |= {"y_embedder.embedding_table.weight": 2, "blocks.0.mlp.fc1.weight": 2, "blocks.0.attn.qkv.weight": 2}
+BACKBONE |= {"final_layer.linear.weight": 2, "final_layer.linear.bias": 1}
+
+
+def check_backbone(state, path):
+    """Raises UserError where a state dict lacks a tensor from whose shape models.py's backbone is known."""
+    for name, dims in BACKBONE.items():
+        found = state.get(name)
+        if not torch.is_tensor(found) or found.dim() != dims or not found.numel():
+            shape = f"is of shape {tuple(found.shape)}" if torch.is_tensor(found) else "is missing"
+            raise UserError(f"--ckpt {path}: these are not a SiT's weights: {name} {shape}")
+
+
 def _model_of(state, path, model, num_heads):
     """(name, SiT's keywords as far as they are the backbone's) from the shapes of a state dict."""
     hidden, _, patch, _ = state["x_embedder.proj.weight"].shape
@@ -140,11 +154,29 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
     if isinstance(content.get("recipe"), dict):
         return Recipe.from_dict(content["recipe"], path)
     flags = flags_in(content)
+    check_backbone(state, path)
+    try:
+        recipe = _described(flags, state, path, model, num_heads, image_size, num_classes)
+        _check_config(content.get("config", {}), recipe.model_args, path)
+        return recipe
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"--ckpt {path}: its args make no sense here ({error})") from error
+
+
+def _described(flags, state, path, model, num_heads, image_size, num_classes):
+    """recipe_of, for flags that may hold anything."""
+    if num_heads and (flags.get("num_heads") or num_heads) != num_heads:
+        raise UsageError(f"{path} has num_heads {flags['num_heads']}, not {num_heads}")
     name, config = _model_of(state, path, model, num_heads or flags.get("num_heads"))
     hidden, channels, patch, _ = state["x_embedder.proj.weight"].shape
     input_size, image_size = _sizes(state["pos_embed"].shape[1], patch, flags.get("image_size", image_size), path)
+    if flags.get("input_size"):
+        input_size = _input_size(flags["input_size"], state["pos_embed"].shape[1], patch)
     rows = state["y_embedder.embedding_table.weight"].shape[0]
-    has_null = flags.get("num_classes", num_classes) != rows  # published files all have it
+    has_null = flags.get("num_classes", num_classes) != rows and rows > 1  # published files all have it
+    has_null = has_null and flags.get("class_dropout_prob", 0.1) != 0
     model_args = {
         **config,
         "input_size": input_size,
@@ -155,11 +187,37 @@ def recipe_of(content, state, path="file", model=None, num_heads=None, image_siz
         "learn_sigma": state["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
     }
     said = {key: flags[key] for key in TRANSPORT if key in flags}
+    transport = TransportSettings(**said) if said.get("path_type") else None
+    vae = None if flags.get("vae") is None else str(flags["vae"])
+    return Recipe(name, model_args, image_size and canonical(image_size), vae=vae, transport=transport)
+
+
+def _input_size(size, tokens, patch):
+    """SiT's input_size, as a config says it. Raises ValueError where so many tokens have another."""
+    height, width = height_width(size)
+    if height % patch or width % patch or height * width != tokens * patch**2:
+        raise ValueError(f"input_size {size} is not that of {tokens} tokens")
+    return height if height == width else (height, width)
+
+
+def _check_config(config, model_args, path):
+    """Raises UserError where the config of a folder says something else than its weights."""
+    for key in ("depth", "hidden_size", "patch_size", "in_channels", "mlp_ratio", "learn_sigma", "num_classes"):
+        if key in config and config[key] != model_args[key]:
+            raise UserError(f"--ckpt {path}: its config says {key} {config[key]}, its weights say {model_args[key]}")
+
+
+def _on_paper(recipe, state, path):
+    """The network of a recipe, without memory. Raises UserError for one that makes no sense, or of more than these weights."""
     try:
-        transport = TransportSettings(**said) if said.get("path_type") else None
-    except ValueError as error:
-        raise UserError(f"--ckpt {path}: its args make no sense here ({error})") from error
-    return Recipe(name, model_args, image_size, vae=flags.get("vae"), transport=transport)
+        if recipe.model_args.get("depth", 0) > len(state) or recipe.model_args.get("hidden_size", 0) > 10**5:
+            raise ValueError("it is of more than the weights beside it")
+        with torch.device("meta"):
+            return recipe.build()
+    except UserError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"--ckpt {path}: its recipe makes no sense here ({str(error) or type(error).__name__})") from error
 
 
 def build_with(recipe, state, path="file"):
@@ -168,8 +226,7 @@ def build_with(recipe, state, path="file"):
     No weights are drawn, only to be replaced: that takes longer than to load them. The memory is the network's own, where the
     state's may be a mapped file.
     """
-    with torch.device("meta"):
-        model = recipe.build()
+    model = _on_paper(recipe, state, path)
     own = {name: value.to(torch.float32, copy=True) if torch.is_tensor(value) else value for name, value in state.items()}
     load_weights(model, own, path, assign=True)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # buffers that no file holds

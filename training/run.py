@@ -11,7 +11,7 @@ from common.checkpoint import file_hash, load_checkpoint, weights_of
 from common.dialects import open_checkpoint
 from common.errors import UsageError, as_usage_error, told_as
 from common.precision import set_precision
-from common.recipe import Recipe, recipe_of
+from common.recipe import Recipe, flags_in, recipe_of
 from common.sizes import latent_shape
 from data.autoencoder import load_autoencoder
 from data.images import ImageData
@@ -103,7 +103,8 @@ def plan_run(flags, transport_settings):
     total_steps = max(1, flags.epochs * len(dataset) // flags.global_batch_size)
     total_steps = min(total_steps, flags.max_steps or total_steps)
     init = world.main_first(lambda: locate(flags.init, "--init")) if flags.init else None
-    flags.init_sha256 = world.from_main(lambda: file_hash(init)) if flags.init else None
+    with told_as(str(init), f"--init {init}"):
+        flags.init_sha256 = world.from_main(lambda: file_hash(init)) if flags.init else None
     flags.identity["init_sha256"] = None  # wherever the file is
     return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps, held_out, init=init)
 
@@ -152,6 +153,7 @@ def find_start(flags, name, warn):
         path = locate(flags.ckpt)
         content = open_checkpoint(path, flags.kind)
         ours = {"args", "recipe"} <= content.keys() and "translated" not in content
+        flags.init_sha256 = flags_in(content).get("init_sha256")  # what it once began with
         refuse_differences(differences(flags, content.get("args") or {}, whole=ours), f"--ckpt {path}")
         return None, path, content
     runs = RunFolder.find(flags.results_dir, name) if flags.resume else []

@@ -96,7 +96,10 @@ class Trainer:
                 if "opt" in content:
                     load_optimizer(self.optimizer, content, self.objective, path)
             elif name in content or name == "model" or name in self.averages.models:
-                load_weights(state, content.get(name, weights), path)
+                there = isinstance(content.get(name), dict)
+                own = name == "model" or name in self.averages.models  # of the backbone, with other code's prefixes or wrappers
+                found = (weights_of(content, path, name) if there else weights) if own else content[name]
+                load_weights(state, found, path)
             else:
                 log(f"{path} has no state {name!r}: it starts anew")
         self.step = step_of(content, path) if "opt" in content else 0

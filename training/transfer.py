@@ -4,9 +4,10 @@ from common.checkpoint import load_weights, weights_of
 from common.dialects import open_checkpoint
 from common.errors import UserError, told_as
 from common.recipe import recipe_of
+from inference.loading import note_on_classes
 
 CLASSES, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
-INPUT, OUTPUT = ("x_embedder.proj.weight", "x_embedder.proj.bias"), ("final_layer.linear.weight", "final_layer.linear.bias")
+INPUT, OUTPUT = "x_embedder.proj.weight", ("final_layer.linear.weight", "final_layer.linear.bias")
 
 
 def open_init(path, kind, recipe):
@@ -38,19 +39,20 @@ def take_over(model, recipe, content, path, log):
         taken |= {name: _used_half(state[name], theirs.model_args["in_channels"]) for name in OUTPUT}
     taken[CLASSES], rows = _class_rows(fresh[CLASSES], state[CLASSES], recipe, theirs)
     taken[POSITIONS] = fresh[POSITIONS]
-    reasons = {}
-    for name in (*INPUT, *OUTPUT):
-        if taken[name].shape != fresh[name].shape:
-            taken[name], reasons[name] = (
-                fresh[name],
-                f"its shape is {tuple(state[name].shape)}, here {tuple(fresh[name].shape)}",
-            )
+    reasons, both = {}, (theirs.model_args, recipe.model_args)
+    ends = ("patch_size", "in_channels")  # which the layout of the ends follows, whatever their shapes
+    if any(theirs.model_args[what] != recipe.model_args[what] for what in ends):
+        of = "of " + ", here of ".join(f"{each['in_channels']} channels, patches of {each['patch_size']}" for each in both)
+        taken |= {name: fresh[name] for name in (INPUT, *OUTPUT)}
+        reasons |= dict.fromkeys((INPUT, *OUTPUT), of)
     if state[POSITIONS].shape != fresh[POSITIONS].shape:
         reasons[POSITIONS] = f"made for a grid of {model.grid[0]} x {model.grid[1]} patches"
     if rows:
         reasons[CLASSES] = rows
     load_weights(model, taken, path)
     log(f"Starting from the weights of {path}: {len(taken) - len(reasons)} of {len(taken)} tensors taken over")
+    if recipe.num_classes == len(state[CLASSES]) and (note := note_on_classes(content, {}, theirs, path)):
+        log(f"  {note.split('; if not')[0]}")
     for name, reason in reasons.items():
         log(f"  not taken over: {name}, {reason}")
     ours, other = recipe.transport, theirs.transport
@@ -80,8 +82,9 @@ def _class_rows(fresh, table, ours, theirs):
         rows[new] = table[old]
     if ours.null_class is not None and theirs.null_class is not None:
         rows[ours.null_class] = table[theirs.null_class]
+    null_lost = ours.null_class is not None and theirs.null_class is None
     if len(kept) == count:
-        return rows, None
+        return rows, "its rows are kept but the null class's, which it has not" if null_lost else None
     what = "by name" if ours.classes and known else f"it knows {before} classes"
     null = "the null class's is kept" if ours.null_class is not None and theirs.null_class is not None else "none is kept"
     return (

@@ -196,7 +196,7 @@ def test_the_first_version_of_repa_named_its_later_blocks_otherwise(tmp_path):
 
 def test_a_file_that_may_be_sit_s_or_dit_s_is_asked_about(files, trained, tmp_path, capsys):
     flags = ["--vae", VAE, "--image-size", 32, "--out", tmp_path / "s.png"]
-    with pytest.raises(UsageError, match="give --kind sit or --kind dit"):
+    with pytest.raises(UsageError, match="give --kind sit, with its --prediction, or --kind dit"):
         Pipeline.load(files["dit"], vae=VAE, **TOLD)
     for given, path in (("sit", "VP"), ("dit", "VP"), ("sit", "Linear")):
         more = dict(path_type=path) if given == "sit" else {}

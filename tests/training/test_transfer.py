@@ -71,7 +71,24 @@ def test_without_names_by_their_number(after, kept):
     old, new, lines = transfer(recipe("abc"), recipe(after), bare=True)
     rows = new.state_dict()[CLASSES]
     assert torch.equal(rows[-len(kept) :], old.state_dict()[CLASSES][kept])
-    assert len(lines) == (1 if len(kept) == 4 else 2) and ("it knows 3 classes" in lines[-1]) == (len(kept) == 1)
+    assert len(lines) == (1 if len(kept) == 4 else 3) and ("it knows 3 classes" in lines[-1]) == (len(kept) == 1)
+    if len(kept) == 1:  # as many rows as there are classes now: one of them may have been a class
+        assert "its 4 labels are taken as 3 classes and the null class" in lines[1]
+
+
+def test_a_null_class_that_there_was_not_is_told():
+    before = recipe("abc", class_dropout_prob=0.0)
+    old, new, lines = transfer(before, recipe("abc"))
+    rows, fresh = new.state_dict()[CLASSES], filled(recipe("abc"), seed=1).state_dict()[CLASSES]
+    assert torch.equal(rows[:3], old.state_dict()[CLASSES]) and torch.equal(rows[3], fresh[3])
+    assert "not taken over: y_embedder" in lines[1] and "but the null class's, which it has not" in lines[1]
+
+
+def test_a_head_of_the_same_shape_but_another_layout_is_made_anew():
+    """4 channels in patches of 4 are as many numbers as 16 in patches of 2."""
+    _, new, lines = transfer(recipe(patch_size=4), recipe(in_channels=16))
+    assert torch.equal(new.final_layer.linear.weight, filled(recipe(in_channels=16), 1).final_layer.linear.weight)
+    assert any("final_layer.linear.weight, of 4 channels, patches of 4, here of 16 channels, patches of 2" in x for x in lines)
 
 
 def test_another_size_makes_positions_for_it():
