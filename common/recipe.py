@@ -86,8 +86,10 @@ class Recipe:
                 values["transport"] = TransportSettings(**values["transport"])
             if values.get("time_map") not in TIME_MAPS:
                 raise ValueError(f"unknown time map {values['time_map']!r}")
-            return cls(**values)
-        except (TypeError, ValueError, KeyError) as error:
+            recipe = cls(**values)
+            _check_numbers(recipe.model_args)
+            return recipe
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"--ckpt {path}: its recipe makes no sense here ({error})") from error
 
 
@@ -186,10 +188,21 @@ def _described(flags, state, path, model, num_heads, image_size, num_classes):
         "class_dropout_prob": 0.1 if has_null else 0.0,
         "learn_sigma": state["final_layer.linear.weight"].shape[0] == 2 * channels * patch**2,
     }
+    _check_numbers(model_args)
     said = {key: flags[key] for key in TRANSPORT if key in flags}
     transport = TransportSettings(**said) if said.get("path_type") else None
     vae = None if flags.get("vae") is None else str(flags["vae"])
     return Recipe(name, model_args, image_size and canonical(image_size), vae=vae, transport=transport)
+
+
+def _check_numbers(model_args):
+    """Raises ValueError or KeyError for SiT's keywords that are no counts."""
+    height_width(model_args["input_size"])
+    for key in ("patch_size", "in_channels", "num_classes"):
+        model_args[key]  # which are asked for before there is a network
+    for key in ("patch_size", "in_channels", "num_classes", "hidden_size", "depth", "num_heads"):
+        if type(value := model_args.get(key, 1)) is not int or value < 1:
+            raise ValueError(f"{key} {value!r}")
 
 
 def _input_size(size, tokens, patch):
