@@ -9,6 +9,8 @@ the code: `DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)` ne
 reads it too.
 """
 
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -37,46 +39,69 @@ def make_parser():
 
 
 def main(args):
-    out = Path(args.out)
+    out = Path(os.path.abspath(args.out))
     if args.to == "published":
         if args.push or "samples" in args.given:
             raise UsageError(f"--{'push' if args.push else 'samples'} goes with --to diffusers")
         if out.suffix != ".pt":
-            raise UsageError(f"--out {out}: give the name of a .pt file")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out}: it is there already; give another name, or remove it")
+            raise UsageError(f"--out {args.out}: give the name of a .pt file")
+    if out.exists() and (args.to == "published" or not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {args.out}: it is there already; give another name, or remove it")
+    if args.push and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
+        raise UsageError(f"--push {args.push}: a repository on the Hub is named OWNER/NAME")
 
     from common.atomic import writable_folder, writing
-    from inference import Pipeline, export
 
     told = dict(image_size=args.image_size, num_classes=args.num_classes)
     told |= {name: value for name, value in vars(transport_settings(args)).items() if name in args.given}
     writable_folder(out.parent, "--out")
-    pipe = Pipeline.load(args.ckpt, kind=args.kind, weights=args.weights, vae=args.vae, **told)
-    with writing(out, "--out"):
-        if args.to == "published":
-            export.write_published(pipe, out)
-            print(f"{out}: {pipe.recipe.model}, as the published code loads it")
-            return 0
-        unfinished = out.with_name(f".{out.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        try:
-            export.write_folder(pipe, unfinished, args.samples)
-            if out.is_dir():
-                out.rmdir()
-            unfinished.rename(out)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
-    print(f'{out}: DiffusionPipeline.from_pretrained("{out}", trust_remote_code=True) loads it')
+    with writing(args.out, "--out"):
+        (to_published if args.to == "published" else to_diffusers)(args, out, told)
     if args.push:
-        try:
-            print(f"{export.push(out, args.push)} has it")
-        except Exception as error:  # the Hub and the network raise a dozen unrelated types
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"--push {args.push}: {reason}; the folder is whole: `hf auth login`, then `hf upload {args.push} {out}`"
-            ) from error
+        push(args, out)
     return 0
+
+
+def to_published(args, out, told):
+    from common.checkpoint import weights_of
+    from common.dialects import open_checkpoint
+    from common.recipe import build_with, recipe_of
+    from download import locate
+    from inference import export
+
+    path = locate(args.ckpt)
+    content = open_checkpoint(path, args.kind, **told)
+    state = weights_of(content, path, None if args.weights == "ema" else args.weights)
+    recipe = recipe_of(content, state, path, **{name: told[name] for name in ("image_size", "num_classes")})
+    export.write_published(recipe, build_with(recipe, state, path).state_dict(), out)
+    print(f"{args.out}: {recipe.model}, as the published code loads it")
+
+
+def to_diffusers(args, out, told):
+    from inference import Pipeline, export
+
+    pipe = Pipeline.load(args.ckpt, kind=args.kind, weights=args.weights, vae=args.vae, **told)
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        export.write_folder(pipe, unfinished, args.samples, args.weights)
+        if out.is_dir():
+            out.rmdir()
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f'{args.out}: DiffusionPipeline.from_pretrained("{args.out}", trust_remote_code=True) loads it')
+
+
+def push(args, folder):
+    from inference import export
+
+    try:
+        print(f"{export.push(folder, args.push)} has it")
+    except Exception as error:  # the Hub and the network raise a dozen unrelated types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        then = f"the folder is whole: `hf auth login`, then `hf upload {args.push} {args.out}`"
+        raise UserError(f"--push {args.push}: {reason}; {then}") from error
 
 
 if __name__ == "__main__":

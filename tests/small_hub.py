@@ -21,6 +21,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def download(self, body):
         """/OWNER/NAME/resolve/REVISION/FILE"""
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/[^/]+)?", self.path.split("?")[0]):
+            names = [name[len(match[1]) + 1 :] for name in self.server.files if name.startswith(f"{match[1]}/")]
+            return self.tell(200, id=match[1], sha=COMMIT, siblings=[dict(rfilename=name) for name in names])
         found = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.path)
         self.server.asked.append((self.command, found and found[2]))
         content = self.server.files.get(f"{found[1]}/{found[3]}") if found else None

@@ -13,10 +13,12 @@ import torch
 
 from cli import DIGITS, ENV, ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
+from common.recipe import Recipe
 from download import find_model
 from inference import ODE, SDE, Guidance, Pipeline
-from models import SiT
+from models import SiT, model_config
 from small_hub import small_hub
+from transport import TransportSettings
 
 LABELS = [3, 1, 4]
 
@@ -55,27 +57,43 @@ ELSEWHERE = """
 import sys
 sys.modules["torchdiffeq"] = None  # as where it is not installed
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
 labels = [3, 1, 4]
 guided = dict(guidance_scale=3.0, guidance_channels=None, guidance_interval=(0.2, 0.9))
+latent = lambda *args, **more: pipe(*args, output_type="latent", **more).images.numpy()
 results = dict(
-    ode=pipe(labels, method="heun", num_steps=6, seed=7, output_type="latent").numpy(),
-    guided=pipe(labels, method="euler", num_steps=6, output_type="latent", **guided).numpy(),
-    sde=pipe(labels, method="Heun", num_steps=6, diffusion_form="linear", output_type="latent").numpy(),
-    images=pipe(["3", 1, "4"], num_steps=6, seed=7, output_type="np").images,
+    ode=latent(labels, method="heun", num_inference_steps=6, seed=7),
+    guided=latent(labels, method="euler", num_inference_steps=6, **guided),
+    sde=latent(labels, method="Heun", num_inference_steps=6, diffusion_form="linear"),
+    images=pipe(["3", 1, "4"], num_inference_steps=6, seed=7, output_type="np").images,
 )
-ones = pipe(labels, num_steps=3, output_type="latent") * 0 + 1
-results["again"] = pipe(labels, num_steps=6, latents=ones, output_type="latent")
-assert pipe(labels[:1], num_steps=3).images[0].size == (32, 32)
-for wrong in ("cat", 10, -1):
+ones = torch.ones(results["ode"].shape, dtype=torch.float16)
+results["again"] = latent(labels, num_inference_steps=6, latents=ones)
+first, second = (latent("3", num_inference_steps=3, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+assert (first == second).all() and (first != latent("3", num_inference_steps=3)).any()
+(one,) = pipe(labels[:1], num_inference_steps=3, return_dict=False)
+assert one[0].size == (32, 32) and pipe(3, num_inference_steps=3, output_type="pt").images.shape == (1, 3, 32, 32)
+half = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.bfloat16)
+assert half.transformer.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
+assert half.transformer.t_embedder.mlp[0].weight.dtype == torch.float32
+halves = half(labels, num_inference_steps=6, seed=7, output_type="np").images
+assert np.abs(halves.astype(int) - results["images"]).mean() < 4
+for wrong in ("cat", 10, -1, 2.5, True):
     try:
         pipe([wrong])
     except ValueError as error:
         assert f"unknown class {wrong!r}: this model knows 0 to 9, or 0, 1, 2, 3, 4, ..." == str(error)
     else:
         raise AssertionError(wrong)
+for more in (dict(output_type="foo"), dict(method="magic"), dict(diffusion_form="magic", method="Euler")):
+    try:
+        pipe(labels, **more)
+    except ValueError:
+        continue
+    raise AssertionError(more)
 ours = [name for name in sys.modules if name.split(".")[0] in ("models", "transport", "common", "inference", "data")]
 assert not ours, ours
 np.savez(sys.argv[2], **results)
@@ -137,12 +155,21 @@ def test_what_the_published_code_loads(latents, tmp_path, capsys):
     assert load_checkpoint(tmp_path / "p.pt").keys() == published.state_dict().keys()
 
 
-def test_push_uploads_the_folder_and_its_failure_leaves_it(trained, tmp_path):
+FROM_THE_HUB = """
+import sys
+import numpy as np
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("me/mine", trust_remote_code=True)
+np.savez(sys.argv[1], images=pipe([3, 1, 4], num_inference_steps=3, output_type="np").images)
+"""
+
+
+def test_push_uploads_the_folder_and_its_failure_leaves_it(latents, tmp_path):
     """By huggingface_hub's own client, to a Hub on this machine."""
     with small_hub() as hub:
         settings = dict(HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "home"), HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1")
         push = lambda folder, token: launch(  # noqa: E731
-            "export", trained, "--out", folder, "--samples", 0, "--push", "me/mine", HF_TOKEN=token, **settings
+            "export", latents, "--out", folder, "--samples", 0, "--push", "me/mine", HF_TOKEN=token, **settings
         )
         result = push(tmp_path / "a", "hf_good")
         assert result.code == 0 and f"{hub.url}/me/mine has it" in result.out, result.err
@@ -163,16 +190,30 @@ def test_push_uploads_the_folder_and_its_failure_leaves_it(trained, tmp_path):
 
 
 def test_wrong_input_is_one_line_and_leaves_nothing(trained, tmp_path, capsys, monkeypatch):
+    wide, dit = tmp_path / "wide.pt", tmp_path / "dit.pt"
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
+    shape = dict(depth=1, hidden_size=16, num_heads=2, num_classes=3)
+    arguments = model_config("SiT-S/2", **shape, input_size=(4, 8), class_dropout_prob=0.0, learn_sigma=False)
+    odd = Recipe("SiT", arguments, "32x64", transport=TransportSettings(prediction="data"))
+    torch.save({"ema": odd.build().state_dict(), "recipe": odd.to_dict()}, wide)
+    torch.save(SiT(input_size=8, hidden_size=128, depth=6, num_heads=4, num_classes=3).state_dict(), dit)
     for argv, code, words in (
         ([trained, "--out", tmp_path / "full"], 2, [tmp_path / "full", "there already"]),
         ([trained, "--out", tmp_path / "x", "--to", "published"], 2, ["--out", ".pt"]),
         ([trained, "--out", tmp_path / "x.pt", "--to", "published", "--push", "a/b"], 2, ["--push goes with --to diffusers"]),
+        ([trained, "--out", trained, "--to", "published"], 2, [trained, "there already"]),
+        ([trained, "--out", tmp_path / "x", "--push", "mine"], 2, ["--push mine", "OWNER/NAME"]),
+        (
+            [wide, "--out", tmp_path / "x.pt", "--to", "published"],
+            1,
+            ["no null class and images that are not square and"],
+        ),
+        ([dit, "--kind", "dit", "--out", tmp_path / "x.pt", "--to", "published"], 1, ["this model has times of its own, for"]),
         ([tmp_path / "no.pt", "--out", tmp_path / "x"], 1, [tmp_path / "no.pt"]),
         ([trained, "--out", tmp_path / "x", "--kind", "repa"], 2, ["--kind repa contradicts"]),
     ):
         one_line(call(capsys, "export", *argv), code, *words)
     monkeypatch.setattr("inference.export.card", Mock(side_effect=OSError(28, "No space left on device")))
     one_line(call(capsys, "export", trained, "--out", tmp_path / "x", "--samples", 0), 1, tmp_path / "x", "No space left")
-    assert os.listdir(tmp_path) == ["full"]
+    assert sorted(os.listdir(tmp_path)) == ["dit.pt", "full", "wide.pt"]

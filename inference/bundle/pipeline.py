@@ -11,20 +11,12 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 
-# Some of these are for others of these: diffusers copies what is imported here, and no further.
 from .autoencoder import LatentSpace, PixelSpace, to_uint8
-from .diffusion import DIFFUSION_FORMS  # noqa: F401
-from .errors import UserError  # noqa: F401
 from .guidance import GuidedNetwork
-from .integrators import integrate_ode  # noqa: F401
-from .likelihood import divergence  # noqa: F401
-from .path import PATHS  # noqa: F401
-from .prediction import PREDICTIONS  # noqa: F401
 from .sampler import Sampler
 from .settings import TransportSettings
 from .solvers import ODE_METHODS, SDE_METHODS
 from .streams import SampleStreams
-from .times import TIME_LAWS  # noqa: F401
 from .transport import Transport
 
 
@@ -48,6 +40,7 @@ class SiTPipeline(DiffusionPipeline):
     """A SiT and its autoencoder. Labels are class ids, or names where the model has them."""
 
     _optional_components = ["vae"]  # noqa: RUF012  None in pixel space; diffusers wants a list
+    model_cpu_offload_seq = "transformer->vae"
 
     def __init__(self, transformer, vae):
         super().__init__()
@@ -62,48 +55,77 @@ class SiTPipeline(DiffusionPipeline):
         guidance_channels=3,
         guidance_interval=(0.0, 1.0),
         method="heun",
-        num_steps=50,
+        num_inference_steps=50,
+        diffusion_form="sigma",
+        diffusion_norm=1.0,
+        last_step="Mean",
+        last_step_size=0.04,
+        generator=None,
         latents=None,
         output_type="pil",
-        **sde,
+        return_dict=True,
     ):
         """Images of these classes, of which image i depends on (seed, i) and its label alone.
 
         method: a solver of the ODE (heun, euler; dopri5 and others with torchdiffeq), or Euler or Heun, with a capital, of the
-        SDE; num_steps counts points in time. sde: diffusion_form (sigma), diffusion_norm, last_step, last_step_size.
-        guidance_channels: latent channels that are guided, None being all. latents: noise (N, C, h, w) instead of the seed's.
-        output_type: pil, np (uint8 (N, H, W, 3)) or latent.
+        SDE, for which diffusion_form and what follows it are. num_inference_steps counts points in time. guidance_channels:
+        latent channels that are guided, None being all. generator: a torch.Generator, of which the seed is drawn. latents:
+        noise (N, C, h, w) instead of the seed's. output_type: pil, np (uint8 (N, H, W, 3)), pt (floats in [0, 1], (N, 3, H, W))
+        or latent.
         """
-        network, recipe = self.transformer, self.transformer.config.recipe
-        y = torch.tensor(self._ids(class_labels, recipe["classes"]), device=self.device)
-        transport = Transport(TransportSettings(**recipe["transport"]))
+        network, device = self.transformer, self._execution_device
+        recipe = network.config.recipe
+        y = torch.tensor(self._ids(class_labels, recipe["classes"]), device=device)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type {output_type!r}: choose from pil, np, pt, latent")
+        if guidance_scale != 1 and not network.config.class_dropout_prob:
+            raise ValueError("guidance_scale: this model was trained without a null class, so only 1 is possible")
+        if generator is not None:
+            seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
         guidance = SimpleNamespace(scale=guidance_scale, channels=guidance_channels)
         guidance.low, guidance.high = guidance_interval
         guided = GuidedNetwork(network, guidance, network.num_classes)
         streams = SampleStreams(seed, range(len(y)))
         rows, columns = (side * network.patch_size for side in network.grid)
-        noise = streams.randn((network.in_channels, rows, columns), self.device)
-        x = noise if latents is None else latents.to(self.device)
+        noise = streams.randn((network.in_channels, rows, columns), device)
+        x = noise if latents is None else latents.to(device, torch.float32)  # a solver's states are float32 in any precision
+        sampler = Sampler(Transport(TransportSettings(**recipe["transport"])))
         if method in SDE_METHODS:
-            settings = dict(diffusion_form="sigma") | sde
-            sample = Sampler(transport).sample_sde(
-                sampling_method=method, num_steps=num_steps, randn=streams.randn_like, **settings
+            sample = sampler.sample_sde(
+                sampling_method=method,
+                diffusion_form=diffusion_form,
+                diffusion_norm=diffusion_norm,
+                last_step=last_step,
+                last_step_size=last_step_size,
+                num_steps=num_inference_steps,
+                randn=streams.randn_like,
             )
         else:
             edges = [t for t in guidance_interval if 0 < t < 1]
-            sample = Sampler(transport).sample_ode(sampling_method=method, num_steps=num_steps, edges=edges, **sde)
-        x = sample(x, guided, y=y)[-1]
+            sample = sampler.sample_ode(sampling_method=method, num_steps=num_inference_steps, edges=edges)
+        images = self._images(sample(x, guided, y=y)[-1], output_type)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def _images(self, latents, output_type):
         if output_type == "latent":
-            return x
-        space = PixelSpace(network.in_channels) if self.vae is None else LatentSpace(self.vae, "vae").to(self.device)
-        images = to_uint8(space.decode(x)).cpu().numpy()
-        return ImagePipelineOutput(images if output_type == "np" else [Image.fromarray(image) for image in images])
+            return latents
+        if self.vae is None and self.transformer.config.recipe["vae"] != "none":
+            raise ValueError("this model makes latents, and the pipeline has no vae; output_type='latent' gives them")
+        space = PixelSpace(self.transformer.in_channels)
+        if self.vae is not None:
+            space = LatentSpace(self.vae, "vae").to(latents.device)
+            latents = latents.to(self.vae.dtype)
+        images = to_uint8(space.decode(latents)).cpu()
+        if output_type == "pt":
+            return images.permute(0, 3, 1, 2) / 255
+        return images.numpy() if output_type == "np" else [Image.fromarray(image) for image in images.numpy()]
 
     def _ids(self, labels, names):
-        """Class ids of labels, which are ids or names."""
+        """Class ids of labels, or of one, which are ids or names."""
+        labels = [labels] if isinstance(labels, (str, int)) else list(labels)
         ids = [names.index(label) if isinstance(label, str) and label in names else label for label in labels]
         for label in ids:
-            if isinstance(label, str) or not 0 <= label < self.transformer.num_classes:
+            if isinstance(label, (str, bool)) or label != int(label) or not 0 <= label < self.transformer.num_classes:
                 known = f"0 to {self.transformer.num_classes - 1}" + (f", or {', '.join(names[:5])}, ..." if names else "")
                 raise ValueError(f"unknown class {label!r}: this model knows {known}")
-        return ids
+        return list(map(int, ids))

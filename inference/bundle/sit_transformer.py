@@ -3,15 +3,15 @@
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
-from .diffusion import DIFFUSION_FORMS  # noqa: F401  of path.py: diffusers copies what is imported here, and no further
 from .models import SiT
-from .path import PATHS  # noqa: F401  of time_maps.py
 from .time_maps import TIME_MAPS
 
 
 class SiTTransformer(SiT, ModelMixin, ConfigMixin):
     """model(x, t, y): x (N, C, h, w) at times t (N,), 0 being noise and 1 data, of class ids y (N,). recipe: what it is, and
     how its output is to be read."""
+
+    _keep_in_fp32_modules = ["t_embedder"]  # noqa: RUF012  half precision cannot tell neighbouring times apart
 
     @register_to_config
     def __init__(
