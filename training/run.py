@@ -103,7 +103,7 @@ def plan_run(flags, transport_settings):
     total_steps = max(1, flags.epochs * len(dataset) // flags.global_batch_size)
     total_steps = min(total_steps, flags.max_steps or total_steps)
     init = world.main_first(lambda: locate(flags.init, "--init")) if flags.init else None
-    with told_as(str(init), f"--init {init}"):
+    with told_as(f"--init {init}", str(init)):
         flags.init_sha256 = world.from_main(lambda: file_hash(init)) if flags.init else None
     flags.identity["init_sha256"] = None  # wherever the file is
     return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps, held_out, init=init)

@@ -22,7 +22,7 @@ from data.autoencoder import LatentSpace, load_autoencoder
 from data.images import DigitsDataset, to_pixels
 from inference import ODE, SDE, Guidance, Pipeline
 from models import SiT_models, sincos_pos_embed
-from transport import Sampler
+from transport import Sampler, create_transport
 
 NUMBERS = np.load(ROOT / "tests" / "data" / "dialects.npz", allow_pickle=False)
 VAE = str(ROOT / "assets" / "digits-vae")  # four channels, as these networks have
@@ -271,8 +271,8 @@ def test_values_are_no_code_and_code_does_not_run(tmp_path, monkeypatch):
     assert not Path("attacked").exists()
 
 
-def trained_on_digits(steps):
-    """(a bare DiT file's weights, trained on the digits' latents at DiT's own steps; its network)"""
+def trained_on_digits(steps, path=None):
+    """A network that learnt the noise in the digits' latents, at DiT's own steps; or as SiT, on a path."""
     torch.manual_seed(0)
     digits, autoencoder = DigitsDataset(32), load_autoencoder(VAE)
     parts = [autoencoder.moments(to_pixels(part))[0] for part in digits.images.split(500)]
@@ -284,7 +284,10 @@ def trained_on_digits(steps):
             group["lr"] = 2e-3 * min(1, (step + 1) / 50) * (1 - step / steps)
         some, k, noise = torch.randint(5000, (128,)), torch.randint(1000, (128,)), torch.randn(128, 4, 8, 8)
         kept = PRODUCTS[k].float().view(-1, 1, 1, 1)
-        loss = (model(kept.sqrt() * latents[some] + (1 - kept).sqrt() * noise, k, labels[some]) - noise).square().mean()
+        if path is None:
+            loss = (model(kept.sqrt() * latents[some] + (1 - kept).sqrt() * noise, k, labels[some]) - noise).square().mean()
+        else:
+            loss = create_transport(path, "noise").training_losses(model, latents[some], dict(y=labels[some]))["loss"].mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -307,6 +310,17 @@ def ddim(model, x, labels, scale):
         )
         x = before.sqrt() * (x - (1 - kept).sqrt() * noise) / kept.sqrt() + (1 - before).sqrt() * noise
     return x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["VP", "Linear"])
+def test_a_sit_that_learnt_noise_is_not_taken_for_a_dit(path, tmp_path):
+    torch.set_num_threads(2)
+    torch.save(trained_on_digits(200, path).state_dict(), tmp_path / "noise.pt")
+    torch.set_num_threads(1)
+    with pytest.raises(UsageError, match="tell neither"):
+        open_checkpoint(tmp_path / "noise.pt", image_size=32)
+    assert "recipe" not in open_checkpoint(tmp_path / "noise.pt", prediction="noise")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from cli import DIGITS, call, one_line
@@ -146,6 +147,43 @@ def test_a_run_that_begins_with_weights(trained, tmp_path, capsys):
     other = [*flags, "--init", run / "checkpoints" / "0000002.pt", "--max-steps", 4, "--resume"]
     one_line(call(capsys, "train", *other), 2, "--init-sha256")
     one_line(call(capsys, "train", *flags, "--max-steps", 4, "--resume"), 2, "--init-sha256", "(now None)")
+
+
+def test_a_run_that_began_with_weights_goes_on_from_its_checkpoint_alone(trained, tmp_path, capsys):
+    """Without the file that it once began with."""
+    shutil.copy(trained, tmp_path / "first.pt")
+    flags = [*SMALL, "--results-dir", tmp_path / "r"]
+    assert call(capsys, "train", *flags, "--init", tmp_path / "first.pt", "--max-steps", 1).code == 0
+    (tmp_path / "first.pt").unlink()
+    (path,) = tmp_path.glob("r/*/checkpoints/0000001.pt")
+    result = call(capsys, "train", *flags, "--ckpt", path, "--max-steps", 2)
+    assert result.code == 0 and "Continuing from" in result.out, result.err
+    shas = [json.loads(file.read_text())["init_sha256"] for file in tmp_path.glob("r/*/flags.json")]
+    assert len(shas) == 2 and shas[0] == shas[1] and len(shas[0]) == 64
+    gone = call(capsys, "train", *flags, "--init", tmp_path / "first.pt", "--resume", "--max-steps", 3)
+    one_line(gone, 1, f"--init {tmp_path / 'first.pt'}: ")
+
+
+def test_a_folder_that_knows_its_heads_is_not_taken_for_another(trained, tmp_path):
+    content = load_checkpoint(trained)
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "config.json").write_text(json.dumps(dict(num_heads=8)))
+    save_file(content["ema"], tmp_path / "f" / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="f has num_heads 8, not 4"):
+        open_init(tmp_path / "f", "auto", Recipe.from_dict(content["recipe"]))
+
+
+def test_a_training_checkpoint_with_other_code_s_prefixes_goes_on(trained, tmp_path, capsys):
+    content = load_checkpoint(trained)
+    for name in ("model", "ema"):
+        content[name] = {f"module._orig_mod.{key}": value for key, value in content[name].items()}
+    torch.save(content, tmp_path / "prefixed.pt")
+    for file in (trained, tmp_path / "prefixed.pt"):
+        flags = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
+        flags += ["--ckpt", file, "--results-dir", tmp_path / file.stem, "--max-steps", content["step"] + 1]
+        assert call(capsys, "train", *flags).code == 0
+    ours, theirs = (load_checkpoint(next(tmp_path.glob(f"{stem}/*/checkpoints/*.pt"))) for stem in (trained.stem, "prefixed"))
+    assert all(torch.equal(value, theirs["model"][key]) for key, value in ours["model"].items())
 
 
 def test_wrong_input_of_init_is_one_line(trained, tmp_path, capsys):
