@@ -36,16 +36,17 @@ class ZipImages(Pictures):
         self.path, self.file = str(path), None
         try:
             with zipfile.ZipFile(path) as archive:
-                members = [member for member in archive.infolist() if not member.is_dir() and self._is_data(member.filename)]
+                members = [member for member in archive.infolist() if not member.is_dir()]
                 for member in members:
                     self._check(member)
+                members = [member for member in members if self._is_data(member.filename)]
                 self._list(archive, members)
         except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeError, struct.error) as error:
             found = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(f"--data-path {path}: not a readable .zip ({found})") from error
 
     def _is_data(self, name):
-        return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/") if part != "..")
+        return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
     def _check(self, member):
         """Raises UserError for a member that means harm, or that cannot be read."""
@@ -124,9 +125,8 @@ class ZipImages(Pictures):
             except zlib.error as error:
                 raise UserError(f"cannot read image {self.name(index)}: {error}") from error
             if not unpack.eof:
-                raise UserError(
-                    f"cannot read image {self.name(index)}: it ends too early, or unpacks to more than {LIMIT:,} bytes"
-                )
+                found = "it ends too early, or has more bytes than a picture has"
+                raise UserError(f"cannot read image {self.name(index)}: {found}")
         if not flags & 8 and zlib.crc32(data) != crc:  # with 8, the numbers come after the data
             raise UserError(f"cannot read image {self.name(index)}: it does not match its checksum")
         return io.BytesIO(data)
