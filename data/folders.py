@@ -83,7 +83,8 @@ class LabelledFolder(Pictures):
         paths, others = scan(self.root)
         names = [os.path.relpath(path, self.root).replace(os.sep, "/") for path in paths]
         if not names:
-            raise UserError(f"--data-path {root}: no images beside its {LABELS}{in_words(others)}")
+            then = "; encode_latents.py imports latents" if others[".npy"] else ""
+            raise UserError(f"--data-path {root}: no images beside its {LABELS}{in_words(others)}{then}")
         try:
             text = (Path(root) / LABELS).read_bytes()
         except OSError as error:
