@@ -4,7 +4,6 @@ import importlib
 import re
 import shlex
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -64,15 +63,13 @@ def added():
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A working folder with photos/a, photos/b and photos.zip of the same."""
+    """A working folder with photos/a, photos/b and photos.npz."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    with zipfile.ZipFile("photos.zip", "w") as archive:
-        for name in ("a/0", "a/1", "a/2", "b/0", "b/1"):
-            (tmp_path / "photos" / name[0]).mkdir(parents=True, exist_ok=True)
-            file = f"photos/{name}.png"
-            Image.fromarray(rng.integers(0, 256, (40, 80, 3), dtype=np.uint8)).save(file)
-            archive.write(file, f"{name}.png")
+    for name in ("a/0", "a/1", "a/2", "b/0", "b/1"):
+        (tmp_path / "photos" / name[0]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 80, 3), dtype=np.uint8)).save(f"photos/{name}.png")
+    np.savez("photos.npz", arr_0=rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8), labels=np.arange(5) % 2)
     return tmp_path
 
 
