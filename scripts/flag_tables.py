@@ -45,5 +45,15 @@ def tables():
     return "\n".join(table(script) for script in SCRIPTS)
 
 
+def write(path):
+    """Put the tables in the place of those in a file."""
+    text = path.read_text()
+    first, last = text.index("<details><summary><code>train.py"), text.rindex("</details>") + len("</details>")
+    path.write_text(text[:first] + tables() + text[last:])
+
+
 if __name__ == "__main__":
-    print(tables())
+    if "--write" in sys.argv:
+        write(Path(__file__).resolve().parent.parent / "README.md")
+    else:
+        print(tables())
