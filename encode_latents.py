@@ -58,8 +58,11 @@ def main(args):
     world = distributed.setup(timeout_hours=24)
     precision = set_precision(args.precision, world.device)
     warn_of_precision(world.device, precision)
+    dataset = open_data(args, world)
     autoencoder = world.main_first(lambda: load_autoencoder(args.vae)).to(world.device)
-    dataset, size = open_data(args, world, autoencoder)
+    size = args.image_size
+    if dataset.encoded:
+        size = dataset.check(args.image_size if "image_size" in args.given else None, autoencoder)
     variants = 2 if dataset.mirrors else 1
     shape = (len(dataset), variants, 2, *latent_shape(size, autoencoder, patch_size=1))
     settings = dict(data_path=args.data_path, image_size=size, batch_size=args.batch_size, precision=precision)
@@ -95,21 +98,20 @@ def main(args):
     return 0
 
 
-def open_data(args, world, autoencoder):
-    """(data set to encode or import, image size), the same on every process."""
+def open_data(args, world):
+    """The data set to encode or import, the same on every process."""
+    from data.autoencoder import image_channels
     from data.foreign_latents import ForeignLatents, is_foreign
     from data.sources import open_dataset
 
     if is_foreign(args.data_path):
-        dataset = world.from_main(lambda: ForeignLatents(args.data_path))
-        size = dataset.check(args.image_size if "image_size" in args.given else None, autoencoder)
         if world.is_main:
             print(f"{args.data_path}: latents of REPA, one variant: images will not be mirrored while training on them")
-        return dataset, size
-    dataset = world.from_main(lambda: open_dataset(args.data_path, args.image_size, autoencoder.image_channels))
+        return world.from_main(lambda: ForeignLatents(args.data_path))
+    dataset = world.from_main(lambda: open_dataset(args.data_path, args.image_size, image_channels(args.vae)))
     if dataset.encoded:
         raise UsageError(f"--data-path {args.data_path}: it is a cache of latents already")
-    return dataset, args.image_size
+    return dataset
 
 
 def check(args):

@@ -111,6 +111,15 @@ class LatentSpace:
         return pixels
 
 
+def image_channels(name):
+    """How many channels the images of the autoencoder called name have, before it is loaded: what a folder's config says; 3
+    else, also of a folder that is none, as whoever loads it will tell."""
+    try:
+        return int(json.loads((Path(name) / "config.json").read_text())["in_channels"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 3
+
+
 def load_autoencoder(name, channels=3):
     """The autoencoder called name: ema or mse (Stable Diffusion's), a folder in diffusers' format, or none, whose images have
     so many channels.

@@ -35,7 +35,7 @@ USAGE = {
     "not a number": ([*DIGITS, "--lr", "fast"], ["--lr", "fast"]),
     "negative": ([*DIGITS, "--lr", "-1"], ["--lr", "-1"]),
     "zero batch": ([*DIGITS, "--global-batch-size", 0], ["--global-batch-size", "at least 1"]),
-    "wrong class count": (["--data-path", "builtin:digits", "--image-size", 32, *TRAIN], ["--num-classes 1000", "10 classes"]),
+    "wrong class count": ([*DIGITS, *TRAIN, "--num-classes", 1000], ["--num-classes 1000", "10 classes"]),
     "patch does not divide": (
         [*DIGITS, *TRAIN, "--vae", VAE, "--model", "SiT-T/8", "--image-size", 36],
         ["--image-size 36"],

@@ -106,7 +106,7 @@ def test_an_autoencoder_of_one_channel_says_so_itself(tmp_path, capsys):
     assert call(capsys, "train", *cached).code == 0
     with open(next((tmp_path / "r").glob("*/metrics.csv"))) as rows:
         assert float(list(csv.DictReader(rows))[-1]["loss"]) > 0
-    one_line(call(capsys, "train", *flags, *train, "--channels", 3), 2, "--channels 3 contradicts --vae", "have 1")
+    one_line(call(capsys, "train", *flags, *train, "--channels", 3), 2, "--channels 3 contradicts --vae", "whose images have 1")
     odd = AutoencoderKL(2, 2, **shape, block_out_channels=[8, 8], norm_num_groups=4, latent_channels=2)
     odd.save_pretrained(tmp_path / "odd")
     flags[3] = tmp_path / "odd"

@@ -36,7 +36,7 @@ def test_published_flags_and_defaults():
         results_dir="results",
         model="SiT-XL/2",
         image_size=256,
-        num_classes=1000,
+        num_classes=None,  # that of the data: 1000 where they have it
         epochs=1400,
         global_batch_size=256,
         global_seed=0,

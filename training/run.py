@@ -13,7 +13,7 @@ from common.errors import UsageError, as_usage_error, told_as
 from common.precision import set_precision
 from common.recipe import Recipe, flags_in, recipe_of
 from common.sizes import latent_shape
-from data.autoencoder import load_autoencoder
+from data.autoencoder import image_channels, load_autoencoder
 from data.images import ImageData
 from data.parts import split
 from data.sources import open_dataset
@@ -88,8 +88,12 @@ def plan_run(flags, transport_settings):
     transport = Transport(transport_settings)
     with as_usage_error():
         _ = transport.train_interval, transport.ode_interval  # of the pictures drawn while training too
-    autoencoder = open_autoencoder(flags, world)
-    dataset, held_out = open_data(flags, world, autoencoder)
+    dataset, held_out = open_data(flags, world)
+    autoencoder = world.main_first(lambda: load_autoencoder(flags.vae, flags.channels)).to(world.device)
+    dataset.check(flags.image_size, autoencoder)
+    if held_out is not None:
+        with told_as("--val-path", "--data-path"):
+            held_out.check(flags.image_size, autoencoder)
     channels, height, width = latent_shape(flags.image_size, autoencoder, config["patch_size"])
     model_args = config | dict(
         input_size=height if height == width else (height, width),
@@ -109,24 +113,17 @@ def plan_run(flags, transport_settings):
     return Run(flags, world, precision, dataset, autoencoder, transport, recipe, total_steps, held_out, init=init)
 
 
-def open_autoencoder(flags, world):
-    """The autoencoder of --vae on this process's device. Raises UsageError where its images are not of --channels."""
-    autoencoder = world.main_first(lambda: load_autoencoder(flags.vae, flags.channels or 3)).to(world.device)
-    if flags.channels not in (None, autoencoder.image_channels):
-        found = f"its images have {autoencoder.image_channels}"
-        raise UsageError(f"--channels {flags.channels} contradicts --vae {flags.vae}: {found}")
-    flags.channels, flags.identity["channels"] = autoencoder.image_channels, 3  # what runs of before had
-    return autoencoder
-
-
-def open_data(flags, world, autoencoder):
-    """(data to train on, held-out data or None), of which every process has the same; --num-classes becomes the data's."""
+def open_data(flags, world):
+    """(data to train on, held-out data or None), of which every process has the same. --num-classes becomes the data's, and
+    --channels the autoencoder's, where they were not given; UsageError is raised where they differ."""
+    channels = (flags.channels or 3) if flags.vae == "none" else image_channels(flags.vae)
+    if flags.channels not in (None, channels):
+        raise UsageError(f"--channels {flags.channels} contradicts --vae {flags.vae}, whose images have {channels}")
+    flags.channels, flags.identity["channels"] = channels, 3  # what runs of before had
 
     def opened(path, flag):  # a million files are listed once
         with told_as(flag, "--data-path"):
-            dataset = world.from_main(lambda: open_dataset(path, flags.image_size, flags.channels))
-            dataset.check(flags.image_size, autoencoder)
-            return dataset
+            return world.from_main(lambda: open_dataset(path, flags.image_size, flags.channels))
 
     dataset = opened(flags.data_path, "--data-path")
     count = len(dataset.classes) or 1
@@ -139,7 +136,9 @@ def open_data(flags, world, autoencoder):
     if not flags.val_path:
         return dataset, None
     held_out = opened(flags.val_path, "--val-path")
-    if list(held_out.classes) != list(dataset.classes):
+    ours, theirs = list(dataset.classes), list(held_out.classes)
+    numbers = list(map(str, range(len(ours))))  # the names of classes that have none
+    if ours != theirs and (len(ours) != len(theirs) or numbers not in (ours, theirs)):
         raise UsageError(f"--val-path {flags.val_path}: its classes are not those of {flags.data_path}")
     return dataset, held_out
 

@@ -11,9 +11,10 @@ from PIL import Image
 from cli import DIGITS, call, launch, one_line
 from common.checkpoint import load_checkpoint
 from common.streams import generator
+from data.folders import FolderDataset
 from data.images import DigitsDataset, to_pixels
 from data.parts import split
-from pictures import write_folders, write_zip
+from pictures import write_folders, write_labelled, write_zip
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--sample-every", 1000]
 HELD = ["--val-fraction", 0.01, "--val-images", 45]
@@ -119,6 +120,9 @@ def test_a_path_of_any_kind_and_what_does_not_fit(tmp_path, capsys):
     assert result.code == 0 and f"Validation every 5,000 steps: 9 of 9 images of {val}" in result.out, result.err
     row = numbers(rows(tmp_path / "r")[0])
     assert "loss_t8" in row and "loss_t9" not in row  # nine images
+    numbered = write_labelled(FolderDataset(tmp_path / "v", 8), tmp_path / "numbered")  # classes without names
+    assert call(capsys, "train", *flags[:-1], tmp_path / "r2", "--val-path", numbered).code == 0
+    assert numbers(rows(tmp_path / "r2")[0]) == row
     (tmp_path / "v" / "d").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "v" / "d" / "1.png")
     for more, code, words in (
