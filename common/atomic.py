@@ -31,8 +31,13 @@ def write_atomically(path, write, mode="wb"):
         raise
 
 
+def as_bytes(values):
+    """What write_json writes."""
+    return (json.dumps(values, indent=2) + "\n").encode(**ANY_TEXT)
+
+
 def write_json(path, values):
-    write_atomically(path, lambda file: file.write(json.dumps(values, indent=2) + "\n"), "w")
+    write_atomically(path, lambda file: file.write(as_bytes(values)))
 
 
 def writable_folder(path, flag):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -16,12 +17,23 @@ from common.pixels import in_words, is_image, other_files
 from .images import Pictures
 from .listing import LABELS, check_parts, in_order, read_labels
 
-LIMIT = 1 << 30  # bytes of a member, unpacked; no picture comes near
+LIMIT = 1 << 28  # bytes of a member, unpacked; no picture comes near
+LONGEST = 4096  # characters of a name
 HEADER = struct.Struct("<4s3H4x3L2H")  # of a member: signature, version, flags, method; CRC, sizes; lengths of name and extra
 
 
 def is_zip(path):
     return Path(path).suffix.lower() == ".zip" or (Path(path).is_file() and zipfile.is_zipfile(path))
+
+
+def _text(name, flags):
+    """A member's name, of bytes: UTF-8, also where an archive of Linux or macOS does not say so, else DOS's code page; with
+    slashes alone, and without what stands for the folder that one is in."""
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        text = name.decode("utf-8" if flags & 0x800 else "cp437", "replace")
+    return "/".join(part for part in text.replace("\\", "/").split("/") if part != ".")
 
 
 class ZipImages(Pictures):
@@ -36,107 +48,126 @@ class ZipImages(Pictures):
         self.path, self.file = str(path), None
         try:
             with zipfile.ZipFile(path) as archive:
-                members = [member for member in archive.infolist() if not member.is_dir()]
-                for member in members:
-                    self._check(member)
-                members = [member for member in members if self._is_data(member.filename)]
-                self._list(archive, members)
+                self._list(archive)
         except (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeError, struct.error) as error:
             found = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise UserError(f"--data-path {path}: not a readable .zip ({found})") from error
 
-    def _is_data(self, name):
-        return not any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    def _list(self, archive):
+        """Classes, and the index of the images, by class, folder and name."""
+        images, others, folders, listed = {}, Counter(), set(), {}
+        for member in archive.infolist():
+            encoded = member.orig_filename.encode("utf-8" if member.flag_bits & 0x800 else "cp437")
+            name = _text(encoded, member.flag_bits)
+            self._check_name(name)
+            if any(part.startswith(".") or part == "__MACOSX" for part in name.split("/")):
+                continue
+            folders.add(name[: name.rfind("/") + 1])
+            if name.endswith("/"):
+                continue
+            file = name.rpartition("/")[2]
+            if is_image(file):
+                images[name] = self._checked(name, member)
+            elif file == LABELS:
+                listed[name[: -len(LABELS)]] = member
+            others += other_files([file])
+        if not images:
+            raise UserError(f"--data-path {self.path}: no images in it{in_words(others)}")
+        root = next((folder for folder in listed if all(name.startswith(folder) for name in images)), None)
+        if root is not None:
+            names, labels, order = self._by_list(archive, root, self._checked(root + LABELS, listed[root]), images)
+            others -= Counter({".json": 1})
+        else:
+            root = _root({name[: name.rfind("/") + 1] for name in images})
+            names, labels = self._by_class(root, images, folders, others)
+            order = in_order(names, labels)
+            labels = np.array([labels[i] for i in order], np.int32)
+        self.ends = np.searchsorted(labels, np.arange(max(1, len(self.classes))), side="right")  # of each class
+        members = [images[root + names[i]] for i in order]
+        self.offsets = np.array([member.header_offset for member in members], np.int64)
+        self.sizes = np.array([member.compress_size for member in members], np.uint32)
+        self.sums = np.array([member.CRC for member in members], np.uint32)
+        inside = [f"its classes are the folders of {root}"] if root and self.classes else []
+        self.note = "; ".join(inside + ([f"passed over{in_words(others)}"] if others else [])) or None
 
-    def _check(self, member):
-        """Raises UserError for a member that means harm, or that cannot be read."""
-        name, found = member.filename, None
-        if name.startswith("/") or "\\" in name or ".." in name.split("/") or ":" in name.split("/")[0]:
-            found = "leads out of the archive"
-        elif member.flag_bits & 1:
+    def _check_name(self, name):
+        """Raises UserError for a member that would be elsewhere if it were unpacked, or that only slows its reader down."""
+        if name.startswith("/") or ".." in name.split("/") or re.match("[A-Za-z]:/", name):
+            raise UserError(f"--data-path {self.path}: its member {name[:200]} leads out of the archive")
+        if len(name) > LONGEST:
+            raise UserError(f"--data-path {self.path}: a member has a name of {len(name):,} characters")
+
+    def _checked(self, name, member):
+        """The member, unless it cannot be read, or is larger than what it should be."""
+        found = None
+        if member.flag_bits & 1:
             found = "is encrypted"
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             found = f"is compressed by method {member.compress_type}; stored and deflated ones are read"
         elif max(member.file_size, member.compress_size) > LIMIT:
             found = f"has {member.file_size:,} bytes, which no picture has"
         if found:
-            raise UserError(f"--data-path {self.path}: its member {name[:200]} {found}")
+            raise UserError(f"--data-path {self.path}: its member {name} {found}")
+        return member
 
-    def _list(self, archive, members):
-        """Classes, and the index of the images among members."""
-        images = {member.filename: member for member in members if is_image(Path(member.filename).name)}
-        others = other_files(Path(member.filename).name for member in members)
-        if not images:
-            raise UserError(f"--data-path {self.path}: no images in it{in_words(others)}")
-        listed = [member for member in members if Path(member.filename).name == LABELS]
-        if listed:
-            listed = min(listed, key=lambda member: member.filename.count("/"))
-            root = listed.filename[: -len(LABELS)]
-            names = [name[len(root) :] for name in images if name.startswith(root)]
-            others[".json"] -= 1
-            where = f"{self.path}/{listed.filename}"
-            try:
-                text = archive.read(listed)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-                raise UserError(f"{where}: cannot be read ({error})") from error
-            self.classes, self.labels, order = read_labels(text, names, where)
-        else:
-            root = _root(images)
-            names, labels = self._by_class(root, images, others)
-            order = in_order(names, labels)
-            self.labels = np.array([labels[i] for i in order], np.int32)
-        members = [images[root + names[i]] for i in order]
-        self.offsets = np.array([member.header_offset for member in members], np.int64)
-        self.sizes = np.array([member.compress_size for member in members], np.uint32)
-        inside = [f"its classes are the folders of {root}"] if root and self.classes else []
-        self.note = "; ".join(inside + ([f"passed over{in_words(+others)}"] if +others else [])) or None
+    def _by_list(self, archive, root, listed, images):
+        """(names below root, labels in order, order) by its dataset.json; sets classes."""
+        where, names = f"{self.path}/{root}{LABELS}", [name[len(root) :] for name in images]
+        if listed.file_size > 1_000_000 + LONGEST * len(images):
+            raise UserError(f"{where}: {listed.file_size:,} bytes are more than labels of {len(images):,} images need")
+        try:
+            text = archive.read(listed)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise UserError(f"{where}: cannot be read ({error})") from error
+        self.classes, labels, order = read_labels(text, names, where)
+        return names, labels, order
 
-    def _by_class(self, root, images, others):
+    def _by_class(self, root, images, folders, others):
         """(names below root, labels) by the first folder of each; sets classes."""
-        names = [name[len(root) :] for name in images]
-        self.classes = sorted({name.split("/")[0] for name in names if "/" in name})
+        below = [folder[len(root) :] for folder in folders if folder.startswith(root) and folder != root]
+        self.classes = sorted({folder.split("/")[0] for folder in below})
         check_parts(self.classes, self.path)
+        names = [name[len(root) :] for name in images if name.startswith(root)]
         if not self.classes:
             return names, [0] * len(names)
         ids, within = {name: i for i, name in enumerate(self.classes)}, [name for name in names if "/" in name]
-        if beside := len(names) - len(within):
+        labels = [ids[name.split("/")[0]] for name in within]
+        if empty := set(range(len(ids))) - set(labels):
+            raise UserError(f"--data-path {self.path}: no images in the class folder {self.classes[min(empty)]}")
+        if beside := len(images) - len(within):
             others += Counter({"beside the class folders": beside})
-        return within, [ids[name.split("/")[0]] for name in within]
+        return within, labels
 
     def __len__(self):
-        return len(self.labels)
+        return len(self.offsets)
 
     def label(self, index):
-        return self.labels[index]
+        return int(np.searchsorted(self.ends, index, side="right"))
 
     def name(self, index):
-        _, flags, *_, length, _ = self._header(index)
-        name = self._read(length, int(self.offsets[index]) + HEADER.size)
-        return f"{self.path}/{name.decode('utf-8' if flags & 0x800 else 'cp437', 'replace')}"
+        flags, length = self._header(index)[1], self._header(index)[3]
+        return f"{self.path}/{_text(self._read(length, int(self.offsets[index]) + HEADER.size), flags)}"
 
     def source(self, index):
-        """The member's content, checked where its header has a checksum."""
-        method, flags, crc, _, _, length, extra = self._header(index)
+        """The member's content, as its checksum says it was."""
+        method, flags, size, length, extra = self._header(index)
         data = self._read(int(self.sizes[index]), int(self.offsets[index]) + HEADER.size + length + extra)
         if method == zipfile.ZIP_DEFLATED:
             unpack = zlib.decompressobj(-zlib.MAX_WBITS)
-            try:
-                data = unpack.decompress(data, LIMIT)
+            try:  # to no more than was said; with flag 8, that comes after the data
+                data = unpack.decompress(data, LIMIT if flags & 8 else size + 1)
             except zlib.error as error:
                 raise UserError(f"cannot read image {self.name(index)}: {error}") from error
-            if not unpack.eof:
-                found = "it ends too early, or has more bytes than a picture has"
-                raise UserError(f"cannot read image {self.name(index)}: {found}")
-        if not flags & 8 and zlib.crc32(data) != crc:  # with 8, the numbers come after the data
+        if zlib.crc32(data) != self.sums[index]:
             raise UserError(f"cannot read image {self.name(index)}: it does not match its checksum")
         return io.BytesIO(data)
 
     def _header(self, index):
-        """(method, flags, CRC, sizes, lengths of name and extra)"""
-        signature, _, flags, method, *rest = HEADER.unpack(self._read(HEADER.size, int(self.offsets[index])))
+        """(method, flags, size when unpacked, lengths of name and extra)"""
+        signature, _, flags, method, _, _, *rest = HEADER.unpack(self._read(HEADER.size, int(self.offsets[index])))
         if signature != b"PK\3\4":
             raise UserError(f"cannot read image {index} of {self.path}: the archive is not what it was, or damaged")
-        return method, flags, *rest
+        return method, flags, min(rest[0], LIMIT), *rest[1:]
 
     def _read(self, size, offset):
         """So many bytes, by a call that moves no position that processes share."""
@@ -154,11 +185,12 @@ class ZipImages(Pictures):
         return self.__dict__ | {"file": None}  # a process that gets a copy opens the file itself
 
 
-def _root(names):
-    """The folder whose folders are the classes: the outermost that holds more than one folder, or images."""
-    folders, root = {name[: name.rfind("/") + 1] for name in names}, ""
-    while True:
-        tops = {folder[len(root) :].split("/")[0] for folder in folders}
-        if root in folders or len(tops) > 1 or (inner := f"{root}{tops.pop()}/") in folders:
-            return root
-        root = inner
+def _root(folders):
+    """The folder whose folders are the classes, of the folders that hold images: the outermost with more than one, beside
+    images that lie at the very top; or the one above a single folder of images."""
+    folders = [folder.split("/")[:-1] for folder in folders if folder] or [[]]
+    first, last = min(folders), max(folders)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))
+    if first[:shared] in folders:  # it holds images itself
+        shared = max(0, shared - 1)
+    return "".join(f"{part}/" for part in first[:shared])

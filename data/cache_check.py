@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 
-from .latent_cache import LABELS, MOMENTS, NAMES, SUMS, LatentCache, read_record, sha256
+from .latent_cache import COMPLETE, LABELS, MOMENTS, NAMES, SUMS, LatentCache, read_record, sha256
 
 FEW = 100  # images at once, where there are no chunks to go by
 
@@ -19,7 +19,7 @@ def check_cache(folder):
     file = cache.path / SUMS
     sums = _read_sums(cache, file) if file.exists() else None
     size = sums["images_a_chunk"] if sums else FEW
-    for name in (LABELS, NAMES) if sums else ():
+    for name in (COMPLETE, LABELS, NAMES) if sums else ():
         if sha256((cache.path / name).read_bytes()) != sums[name]:
             raise UserError(f"{cache.path / name}: not what was written, by its checksum")
     damaged, starts = [], range(0, len(cache), size)
@@ -44,4 +44,4 @@ def _read_sums(cache, file):
     size, moments = sums.get("images_a_chunk"), sums.get(MOMENTS)
     if type(size) is not int or size < 1 or not isinstance(moments, list) or len(moments) != -(-len(cache) // size):
         raise UserError(f"{file}: no checksums of this cache's {len(cache):,} images in it")
-    return {LABELS: None, NAMES: None} | sums
+    return {COMPLETE: None, LABELS: None, NAMES: None} | sums

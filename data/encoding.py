@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.atomic import writable_folder, write_atomically, write_json, writing
+from common.atomic import as_bytes, writable_folder, write_atomically, write_json, writing
 from common.chunks import written_behind
 from common.errors import UsageError, UserError
 from common.unreadable import DataGuard
@@ -81,7 +81,21 @@ def encode(autoencoder, images, variants):
     return torch.stack([torch.stack(autoencoder.moments(to_pixels(view)), dim=1) for view in views], dim=1).half()
 
 
-def write_chunk(folder, store, chunk, dataset, moments, labels, read):
+def indices_of(dataset, store):
+    """A call that gives the indices of a chunk: in the order in which the data are read with least effort."""
+    order = dataset.reading_order
+    return (
+        store.indices if order is None else lambda chunk: order[store.indices(chunk).start : store.indices(chunk).stop].tolist()
+    )
+
+
+def runs(indices):
+    """(place in indices, first index, how many) of each run of indices that follow each other."""
+    starts = [i for i, index in enumerate(indices) if not i or index != indices[i - 1] + 1]
+    return [(i, indices[i], following - i) for i, following in zip(starts, [*starts[1:], len(indices)])]
+
+
+def write_chunk(folder, store, chunk, indices, dataset, moments, labels, read):
     """Put moments (n, V, 2, C, h, w), which the device may still be making, in their place and flush them; then the chunk's own
     file says that they are there. Raises UserError for numbers that cannot be stored.
 
@@ -93,12 +107,12 @@ def write_chunk(folder, store, chunk, dataset, moments, labels, read):
     if not finite.all():
         name = dataset.name(int(read[~finite][0]))
         raise UserError(f"{name}: its latents are beyond float16's 65504, or not numbers; they cannot be cached")
-    first, size = store.indices(chunk)[0], moments[0].nbytes
-    content = moments.numpy().tobytes()
+    content, size = moments.numpy().tobytes(), moments[0].nbytes
     with writing(folder, "--out"):
         with open(folder / MOMENTS, "r+b") as file:
-            file.seek((first - store.total) * size, os.SEEK_END)
-            file.write(content)
+            for place, first, count in runs(indices):
+                file.seek((first - store.total) * size, os.SEEK_END)
+                file.write(content[place * size : (place + count) * size])
             file.flush()
             os.fsync(file.fileno())
         store.save(chunk, labels=labels.numpy(), read=read.numpy(), sha256=np.array(sha256(content)))
@@ -110,19 +124,20 @@ def encode_chunks(folder, world, dataset, autoencoder, store, chunks, variants, 
     waited, started = 0.0, time.time()
     guard = DataGuard(dataset, lambda line: tqdm.write(line, file=sys.stderr))
     total = sum(len(store.indices(chunk)) for chunk in chunks)
-    batches = [list(store.indices(chunk)) for chunk in chunks]
+    indices = indices_of(dataset, store)
+    batches = [list(indices(chunk)) for chunk in chunks]
     with (
         tqdm(total=total, disable=None if world.is_main else True, unit="image", desc=_share(world)) as progress,
         read_ahead(dataset, batches, num_workers, world.device) as loaded,
         written_behind() as write,
     ):
-        for chunk in chunks:
+        for chunk, batch in zip(chunks, batches):
             asked = time.time()
             images, labels, read = next(loaded)
             waited += time.time() - asked
-            guard.check(store.indices(chunk), read)
+            guard.check(batch, read)
             moments = encode(autoencoder, images.to(world.device, non_blocking=True), variants)
-            write(write_chunk, folder, store, chunk, dataset, moments, labels, read)
+            write(write_chunk, folder, store, chunk, batch, dataset, moments, labels, read)
             progress.set_postfix_str(f"waited for images: {waited / (time.time() - started):.0%}", refresh=False)
             progress.update(len(labels))
     return waited / max(time.time() - started, 1e-9)
@@ -136,6 +151,9 @@ def finish(folder, record, store, shape, dataset):
     """Labels and names from the chunks, then cache.json. Raises UserError where too many images could not be read."""
     parts = [store.load(chunk, "labels", "read") for chunk in range(store.count)]
     labels, read = (np.concatenate(part) for part in zip(*parts))
+    if dataset.reading_order is not None:
+        back = np.argsort(dataset.reading_order)
+        labels, read = labels[back], read[back]
     guard = DataGuard(dataset, lambda line: None)
     try:
         guard.check(range(store.total), read)  # the processes, and runs before this one, each knew of their own alone
@@ -144,19 +162,23 @@ def finish(folder, record, store, shape, dataset):
     names = np.array([os.fsencode(dataset.name(i)) for i in read.tolist()])
     write_atomically(folder / LABELS, lambda file: np.save(file, labels))
     write_atomically(folder / NAMES, lambda file: np.save(file, names))
-    write_json(folder / SUMS, sums(folder, store, shape))
-    write_json(folder / COMPLETE, record | {"skipped": [dataset.name(i) for i in sorted(guard.bad)]})
+    record = record | {"skipped": [dataset.name(i) for i in sorted(guard.bad)]}
+    in_place = dataset.reading_order is None
+    write_json(folder / SUMS, sums(folder, store, shape, in_place) | {COMPLETE: sha256(as_bytes(record))})
+    write_json(folder / COMPLETE, record)
 
 
-def sums(folder, store, shape):
-    """What checksums.json says: SHA-256 of each chunk's moments, so many images each, and of labels and names."""
+def sums(folder, store, shape, in_place):
+    """What checksums.json says: SHA-256 of so many images' moments each, and of labels and names. in_place: whether a chunk
+    of the store holds just those, whose checksum it knows."""
     moments = open_array(folder / MOMENTS, shape, np.float16)
 
     def of_chunk(chunk):
         try:
-            return str(store.load(chunk, "sha256")[0])
+            known = in_place and str(store.load(chunk, "sha256")[0])
         except UserError:  # an earlier version wrote it, without
-            return sha256(moments[store.indices(chunk).start : store.indices(chunk).stop].tobytes())
+            known = None
+        return known or sha256(moments[store.indices(chunk).start : store.indices(chunk).stop].tobytes())
 
     small = {name: sha256((folder / name).read_bytes()) for name in (LABELS, NAMES)}
     return {"images_a_chunk": store.size, MOMENTS: [of_chunk(chunk) for chunk in range(store.count)], **small}

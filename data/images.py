@@ -29,6 +29,7 @@ class ImageData(Dataset):
     mirrors = True  # whether a mirrored image is one of the kind, as with photographs
     note = None  # what a person should know of the data, in one line
     encoded = False  # whether items are the moments of a latent cache instead of images
+    reading_order = None  # all indices in the order in which they are read with least effort, if it is not their own
 
     def check(self, image_size, autoencoder):
         """Raises UsageError where the items are not for this size and autoencoder."""

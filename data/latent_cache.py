@@ -78,6 +78,8 @@ class LatentCache(ImageData):
     def __init__(self, path):
         self.path = Path(path)
         file = self.path / COMPLETE
+        if not is_cache(path):
+            raise UserError(f"{path}: there is no cache of latents (no {COMPLETE})")
         if not file.exists():
             raise UserError(f"{path}: an incomplete cache (no {COMPLETE}); run encode_latents.py again, to go on with it")
         record = self.record = read_record(file)

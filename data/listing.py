@@ -45,9 +45,12 @@ def read_labels(text, names, where):
     try:
         pairs = json.loads(text)["labels"]
         known = None if pairs is None else dict(pairs)
+        twice = [name for name, label in pairs or () if known[name] != label]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = "no labels in it" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise UserError(f"{where}: cannot be read ({reason}); it holds {{'labels': [['NAME', CLASS], ...]}}") from error
+    if twice:
+        raise UserError(f"{where}: it gives {twice[0]} two labels")
     if known is None:
         return (), np.zeros(len(names), np.int32), in_order(names, np.zeros(len(names)))
     if without := [name for name in names if name not in known]:
@@ -59,5 +62,5 @@ def read_labels(text, names, where):
     if wrong := [label for label in labels if type(label) is not int or abs(label) >= 2**31]:
         raise UserError(f"{where}: a label is {str(wrong[0])[:50]}; they must be class ids")
     order = in_order(names, labels)
-    labels = np.array([labels[i] for i in order], np.int32)
-    return number_classes(labels, where), labels, order
+    labels = np.array([labels[i] for i in order], np.int64)
+    return number_classes(labels, where), labels.astype(np.int32), order

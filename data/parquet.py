@@ -17,7 +17,10 @@ from .images import Pictures
 from .listing import SPLITS, number_classes
 
 KEPT = 256 << 20  # bytes of row groups that a process keeps
-LARGEST = 1 << 34  # bytes of a row group
+DEAR = 1 << 20  # bytes of a row group from which on a person should know what an image costs
+LARGEST = 1 << 32  # bytes of a row group, unpacked
+SUSPECT, PACKED = 1 << 26, 100  # from so many bytes on, they may not be more than so many times the file's
+LONGEST = 4096  # characters of a path
 IMAGES, LABEL = ("image", "img"), "label"  # names of columns
 KEY = r"^(?:(.*)/)?([^/]*)$"  # of a path: its folder and its name, which are sorted by in turn
 
@@ -61,16 +64,19 @@ class ParquetImages(Pictures):
         if not len(table):
             raise UserError(f"--data-path {path}: no rows in it")
         order = self._order(table)
-        self.labels = table["label"].to_numpy()[order].astype(np.int32)
-        self.classes = self._name_classes() if self.columns[1] else ()
+        labels = table["label"].to_numpy()[order]
+        self.classes = self._name_classes(labels) if self.columns[1] else ()
+        self.labels = labels.astype(np.int32)
         ends = np.cumsum([count for _, _, count in self.groups])
         self.group = np.searchsorted(ends, order, side="right").astype(np.int32)
         self.row = (order - np.concatenate([[0], ends])[self.group]).astype(np.int32)
         largest = max(count for _, _, count in self.groups)
         size = sum(map(os.path.getsize, self.files)) / len(order) * largest
-        if size > KEPT / 4:
+        notes = [] if self.columns[1] else [f"no column {LABEL}, so no classes; it has {', '.join(self.columns[2])}"]
+        if size > DEAR:
             cost = f"row groups of {largest:,} images, {size / 1e6:,.0f} MB"
-            self.note = f"{cost}: each image that is read costs a whole one; encode_latents.py reads them once"
+            notes.append(f"{cost}, of which training reads one for each image; encode_latents.py reads them in turn, once")
+        self.note = "; ".join(notes) or None
 
     def _prepare(self):
         """What a process has for itself."""
@@ -107,30 +113,50 @@ class ParquetImages(Pictures):
 
     def _list(self, number):
         """Labels and paths of a file's rows, a table; its row groups join the others."""
-        file, reader, arrow = self.files[number], self.reader(number), self.arrow
+        file, reader = self.files[number], self.reader(number)
         columns = self._columns(reader.schema_arrow, file)
-        if self.__dict__.setdefault("columns", columns) != columns:
+        if self.__dict__.setdefault("columns", columns)[:2] != columns[:2]:
             raise UserError(f"--data-path {file}: its columns are not those of {self.files[0]}")
         groups = _row_groups(reader.metadata, file)
         self.groups += [(number, own, count) for own, count in enumerate(groups)]
         try:
-            table = reader.read(columns=[LABEL, f"{columns[0]}.path"], use_threads=False).flatten()
-            found = dict(zip(table.column_names, table.columns))
-            label = found.get(LABEL, arrow.chunked_array([np.zeros(sum(groups), np.int64)])).cast(arrow.int64())
-            path = found.get(f"{columns[0]}.path", arrow.chunked_array([arrow.nulls(sum(groups), arrow.string())]))
-            table = arrow.table({"label": label, "path": path.cast(arrow.string())})
+            table = self._labels_and_paths(reader, columns, sum(groups))
         except self._errors as error:
             raise UserError(f"--data-path {file}: its labels cannot be read ({_first(error)})") from error
+        label = table["label"]
         if label.null_count:
             raise UserError(f"--data-path {file}: {label.null_count:,} of its {len(label):,} rows have no label")
         return table
 
+    def _labels_and_paths(self, reader, columns, count):
+        """A table of label, 0 where there are none, and path; read in parts, for a path that all rows share takes no room in a
+        file."""
+        arrow, tables = self.arrow, []
+        schema = arrow.schema([("label", arrow.int64()), ("path", arrow.string())])
+        kind = reader.schema_arrow.field(columns[0]).type
+        wanted = [LABEL] * columns[1] + [f"{columns[0]}.path"] * (kind.get_field_index("path") >= 0)
+        for batch in reader.iter_batches(4096, columns=wanted, use_threads=False) if wanted else ():
+            found = arrow.Table.from_batches([batch]).flatten()
+            found = dict(zip(found.column_names, found.columns))
+            path = found.get(f"{columns[0]}.path", arrow.nulls(len(batch), arrow.string())).cast(arrow.string())
+            if (arrow.compute.max(arrow.compute.binary_length(path)).as_py() or 0) > LONGEST:
+                raise ValueError(f"a path of more than {LONGEST:,} characters")
+            label = found.get(LABEL, arrow.array(np.zeros(len(batch), np.int64))).cast(arrow.int64())
+            tables.append(arrow.table({"label": label, "path": path}, schema))
+        if not wanted:
+            tables = [arrow.table({"label": np.zeros(count, np.int64), "path": arrow.nulls(count, arrow.string())}, schema)]
+        return arrow.concat_tables(tables) if tables else schema.empty_table()
+
     def _columns(self, schema, file):
-        """(name of the images' column, whether there are labels)"""
+        """(name of the images' column, whether there are labels, names of all columns)"""
         is_struct = self.arrow.types.is_struct
         for name in IMAGES:
-            if name in schema.names and is_struct(kind := schema.field(name).type) and kind.get_field_index("bytes") >= 0:
-                return name, LABEL in schema.names
+            if (
+                schema.names.count(name) == 1
+                and is_struct(kind := schema.field(name).type)
+                and kind.get_field_index("bytes") >= 0
+            ):
+                return name, schema.names.count(LABEL) == 1, tuple(schema.names)
         found = ", ".join(f"{field.name}: {field.type}"[:60] for field in list(schema)[:5])
         raise UserError(f"--data-path {file}: no column image, a struct with bytes, is in it; it has {found}")
 
@@ -141,15 +167,20 @@ class ParquetImages(Pictures):
         keys = [(name, "ascending") for name in ("label", "path", "place")]
         return self.arrow.compute.sort_indices(table, keys).to_numpy()
 
-    def _name_classes(self):
+    def _name_classes(self, labels):
         """By the Hub's own description in the first file, where it has one."""
-        numbers = number_classes(self.labels, f"--data-path {self.path}")
+        numbers = number_classes(labels, f"--data-path {self.path}")
         try:
             described = json.loads(self.reader(0).schema_arrow.metadata[b"huggingface"])
             names = list(map(str, described["info"]["features"][LABEL]["names"]))
         except (KeyError, TypeError, ValueError, RecursionError):
             return numbers
         return names if len(numbers) <= len(names) <= 100_000 else numbers
+
+    @property
+    def reading_order(self):
+        """By their place in the files."""
+        return np.lexsort((self.row, self.group))
 
     def __len__(self):
         return len(self.labels)
@@ -193,8 +224,8 @@ def _row_groups(metadata, file):
     if min(counts, default=0) < 0 or sum(counts) != metadata.num_rows or metadata.num_rows > size:
         raise UserError(f"--data-path {file}: claims {metadata.num_rows:,} rows in {size:,} bytes")
     largest = max((group.total_byte_size for group in groups), default=0)
-    if not 0 <= largest < LARGEST:
-        raise UserError(f"--data-path {file}: claims a row group of {largest:,} bytes")
+    if not 0 <= largest < LARGEST or largest > max(SUSPECT, PACKED * size):
+        raise UserError(f"--data-path {file}: claims a row group of {largest:,} bytes in {size:,}, which no pictures have")
     return counts
 
 

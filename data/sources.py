@@ -56,7 +56,8 @@ class LabelledImages(Dataset):
         if self.dataset.encoded:
             raise UserError(f"--data-path {path}: a cache of latents; give the images themselves")
         classes = list(self.dataset.classes)
-        known = bool(classes) and (classes == recipe.classes or (not recipe.classes and len(classes) == recipe.num_classes))
+        alike = classes == recipe.classes or (not recipe.classes and len(classes) == recipe.num_classes)
+        known = alike if classes else recipe.num_classes == 1 and not recipe.classes  # images without classes are of one
         if not known and recipe.null_class is None:
             raise UserError(f"--data-path {path}: its classes are not the checkpoint's, which has no null class instead")
         self.null_class = None if known else recipe.null_class

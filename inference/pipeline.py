@@ -225,9 +225,9 @@ class Pipeline:
         """Labels as they are given, or the null class for each image."""
         if labels is not None:
             return labels
-        if self.recipe.null_class is None:
+        if self.recipe.null_class is None and self.recipe.num_classes > 1:
             raise UsageError(f"{self.path} was trained without a null class: give the images' labels")
-        return [self.recipe.null_class] * len(images)
+        return [self.recipe.null_class or 0] * len(images)
 
     @contextmanager
     def _naming(self):

@@ -96,6 +96,9 @@ class Monitor:
             self.validation = Validation(run, self.warn)
             count, held_out = len(self.validation.chosen), flags.val_path or f"--val-fraction {flags.val_fraction:g}"
             self.log(f"Validation every {flags.val_every:,} steps: {count:,} of {len(run.held_out):,} images of {held_out}")
+            done = world.is_main and any(row["step"] == str(step) for row in self.folder.read_rows(VALIDATIONS))
+            if step and step % flags.val_every == 0 and not world.broadcast(done):
+                self.validate(trainer, step)  # which a kill after that step's checkpoint left undone
         if flags.eval_every:  # a missing file is told at the start and not after hours
             self.evaluation = Evaluation(run, self.warn)
             self.log(

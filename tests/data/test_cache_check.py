@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from cli import ROOT, call, one_line
+from data.folders import FolderDataset
 from data.latent_cache import LatentCache
-from pictures import write_folders
+from pictures import write_folders, write_parquet
 
 VAE = str(ROOT / "assets" / "digits-vae")
 
@@ -46,6 +47,7 @@ def test_a_whole_cache_passes(cache, capsys):
     ("moments.npy", -1, "one holds images 12 to 14, "),
     ("labels.npy", -8, "labels.npy: "),
     ("names.npy", -3, "names.npy: not what was written"),
+    ("cache.json", -14, "cache.json: not what was written"),
 ])  # fmt: skip
 def test_a_flipped_bit_is_found_and_named(file, where, words, cache, capsys):
     data = bytearray((cache / file).read_bytes())
@@ -75,11 +77,32 @@ def test_chunks_that_an_earlier_version_wrote_get_checksums_at_the_end(images, c
     assert (tmp_path / "old" / "checksums.json").read_bytes() == (cache / "checksums.json").read_bytes()
 
 
+def test_parquet_is_encoded_row_group_by_row_group(images, cache, tmp_path, capsys, monkeypatch):
+    """Whatever order its rows are in: the cache is that of the same pictures in folders, and each group is read about once."""
+    import pyarrow.parquet
+
+    path = write_parquet(FolderDataset(images, 8), tmp_path / "p", rows=5)
+    read, groups = pyarrow.parquet.ParquetFile.read_row_group, []
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", lambda *a, **k: groups.append(a[1]) or read(*a, **k))
+    monkeypatch.setattr("data.parquet.KEPT", 1)
+    encode(capsys, path, tmp_path / "of parquet")
+    assert len(groups) == 3  # of 5 rows each
+    for name in ("moments.npy", "labels.npy", "checksums.json"):
+        ours, theirs = ((folder / name).read_bytes() for folder in (tmp_path / "of parquet", cache))
+        if name == "checksums.json":
+            ours, theirs = (json.loads(text)["moments.npy"] for text in (ours, theirs))
+        assert ours == theirs, name
+    assert check(capsys, tmp_path / "of parquet").code == 0
+
+
 def test_wrong_input_is_one_line(cache, tmp_path, capsys):
     for text in ("[]", "{}", '{"images_a_chunk": 0}', '{"images_a_chunk": 4, "moments.npy": ["a"]}', "{"):
         (cache / "checksums.json").write_text(text)
         one_line(check(capsys, cache), 1, cache / "checksums.json")
-    one_line(check(capsys, tmp_path / "none"), 1, tmp_path / "none", "incomplete cache")
+    one_line(check(capsys, tmp_path / "none"), 1, tmp_path / "none", "there is no cache of latents")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "moments.npy").touch()
+    one_line(check(capsys, tmp_path / "half"), 1, tmp_path / "half", "incomplete cache")
     one_line(call(capsys, "encode_latents", "--out", cache, "--check", "--vae", "ema"), 2, "--vae does not go with --check")
     one_line(call(capsys, "encode_latents", "--out", cache), 2, "--data-path is missing")
 

@@ -129,6 +129,8 @@ def test_labels_of_images_for_a_checkpoint(tmp_path):
     assert LabelledImages(tmp_path / "data", recipe).batch([0, 5])[1].tolist() == [2, 2]
     flat = LabelledImages(tmp_path / "data" / "a", recipe)  # no classes at all
     assert len(flat) == 3 and flat.batch([2])[1].tolist() == [2] and flat.name(2).endswith("2.png")
+    one = Recipe("SiT-T/2", {"num_classes": 1, "class_dropout_prob": 0.1}, 16)  # which was trained on such a folder
+    assert LabelledImages(tmp_path / "data" / "a", one).batch([2])[1].tolist() == [0]
     recipe.model_args["class_dropout_prob"] = 0
     with pytest.raises(UserError, match="no null class"):
         LabelledImages(tmp_path / "data", recipe)

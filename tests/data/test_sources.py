@@ -116,6 +116,10 @@ def test_pictures_without_classes_make_an_unconditional_model(kinds, tmp_path, c
     ):
         drawn = call(capsys, script, "ODE", "--ckpt", path, "--sampling-method", "euler", "--num-sampling-steps", 3, *more)
         assert drawn.code == 0, drawn.err
+    few = ["--ckpt", path, "--sampling-method", "euler", "--num-sampling-steps", 3, "--data-path", folder, "--num-images", 2]
+    for what in (["--likelihood"], ["--reverse", "--out", tmp_path / "z.png"]):
+        result = call(capsys, "sample", "ODE", *few, *what)
+        assert result.code == 0, result.err
     one_line(call(capsys, "train", "--data-path", folder, *flags, "--num-classes", 5, "--max-steps", 2), 2, "without classes")
 
 
@@ -201,6 +205,10 @@ def hostile_zips(folder):
     yield z("empty", {}), "no images in it"
     yield z("texts", {"a/readme.md": b"x"}), "no images in it: 1 .md"
     yield z("splits", {"x/train/a/1.png": image, "x/val/a/1.png": image}), "train and val are parts of a data set"
+    yield z("deep", {"a/" * 3000 + "1.png": image}), "a member has a name of 6,005 characters"
+    yield z("nothing in b", {"a/1.png": image, "b/readme.txt": b"", "c/1.png": image}), "no images in the class folder b"
+    yield z("twice", {"dataset.json": b'{"labels": [["1.png", 1], ["1.png", 2]]}', "1.png": image}), "gives 1.png two labels"
+    yield z("pairs", {"dataset.json": b" " * 1_100_000, "1.png": image}), "bytes are more than labels of 1 images need"
     yield z("json of nothing", {"dataset.json": b"[1]", "1.png": image}), "dataset.json: cannot be read"
     yield z("json of json", {"dataset.json": b"{" * 100_000, "1.png": image}), "dataset.json: cannot be read"
     yield z("no label", {"dataset.json": b'{"labels": [["2.png", 1]]}', "1.png": image}), "1 of 1 images have no label"
@@ -252,6 +260,14 @@ def hostile_parquets(folder):
     yield make("null", {"image": images, "label": [0, None]}), "1 of its 2 rows have no label"
     yield make("unlabelled", {"image": images, "label": [0, -1]}), "-1 is no class of 2 images"
     yield make("absurd", {"image": images, "label": [0, 2**31 - 1]}), "2147483647 is no class of 2 images"
+    yield make("large labels", {"image": images, "label": [0, 2**32]}), "4294967296 is no class of 2 images"
+    long = [dict(bytes=png(), path="y" * 20_000)] * 2
+    yield make("long paths", {"image": long, "label": [0, 1]}), "a path of more than 4,096 characters"
+    both = pyarrow.Table.from_arrays([pyarrow.array(images)] * 2 + [pyarrow.array([0, 1])], names=["image", "image", "label"])
+    parquet.write_table(both, folder / "both.parquet")
+    yield folder / "both.parquet", "no column image, a struct with bytes, is in it"
+    bomb = [dict(bytes=b"\0" * 70_000_000, path=f"{i}.png") for i in range(4)]
+    yield make("bomb", {"image": bomb, "label": [0, 1, 0, 1]}, compression="zstd"), "claims a row group of"
     yield make("rowless", {"image": pyarrow.array([], pyarrow.struct({"bytes": pyarrow.binary()}))}), "no rows in it"
     (folder / "text.parquet").write_text("no parquet")
     yield folder / "text.parquet", "not a readable parquet file"
@@ -295,7 +311,7 @@ def test_a_member_that_unpacks_to_more_than_it_may_is_no_picture(tmp_path, monke
     with pytest.raises(UserError, match=r"its member a/x.png has 5,000,000 bytes"):
         ZipImages(path, 8)
     dataset = ZipImages(with_entry(path, 24, "<L", 10), 8)
-    with pytest.raises(UserError, match=r"z.zip/a/x.png: it ends too early, or has more bytes than a picture has"):
+    with pytest.raises(UserError, match=r"z.zip/a/x.png: it does not match its checksum"):
         dataset[0]
     assert dataset[1][0].shape == (3, 8, 8)
 
@@ -308,6 +324,7 @@ def test_without_pyarrow_it_is_one_line(monkeypatch, tmp_path):
 
 def test_large_row_groups_are_told_and_few_are_kept(kinds, tmp_path, monkeypatch):
     monkeypatch.setattr("data.parquet.KEPT", 40_000)
+    monkeypatch.setattr("data.parquet.DEAR", 40_000)
     dataset = ParquetImages(write_parquet(FolderDataset(kinds["folders"], 8), tmp_path / "p", rows=10), 8)
     assert "row groups of 10 images" in dataset.note
     for i in range(30):
@@ -318,7 +335,8 @@ def test_large_row_groups_are_told_and_few_are_kept(kinds, tmp_path, monkeypatch
 
 def test_the_index_takes_sixteen_bytes_an_image(kinds):
     for kind in ("zip", "parquet"):
-        arrays = [value for value in vars(open_dataset(kinds[kind], 8)).values() if isinstance(value, np.ndarray)]
+        held = vars(open_dataset(kinds[kind], 8)).items()
+        arrays = [value for name, value in held if isinstance(value, np.ndarray) and name != "ends"]  # of each class
         assert sum(array.nbytes for array in arrays) <= 16 * 30
 
 
@@ -333,3 +351,83 @@ def test_a_share_of_the_data_is_held_out_evenly(kinds):
     for fraction in (0.001, 0.999):
         with pytest.raises(UserError, match="leaves nothing to train or to validate on"):
             split(dataset, fraction)
+
+
+def members(path):
+    dataset = open_dataset(path, 8)
+    return list(dataset.classes), [dataset.name(i).removeprefix(f"{path}/") for i in range(len(dataset))], dataset.note
+
+
+def test_names_of_any_tool_are_what_the_folder_has(tmp_path):
+    """Info-ZIP and macOS write UTF-8 without saying so; old tools of Windows write backslashes."""
+    names = ("été/0.png", "zèbre/1.png", "猫/2.png", "a/shot 12:30.png")
+    for name in names:
+        (tmp_path / "u" / name).parent.mkdir(parents=True)
+        (tmp_path / "u" / name).write_bytes(png())
+    placeholders = [str(i) * len(name.encode()) for i, name in enumerate(names)]  # as long, and of ASCII: no flag is set
+    data = zip_of(tmp_path / "u.zip", {f"{name}": png() for name in placeholders}).read_bytes()
+    for placeholder, name in zip(placeholders, names):
+        data = data.replace(placeholder.encode(), name.encode())
+    (tmp_path / "u.zip").write_bytes(data)
+    folder = FolderDataset(tmp_path / "u", 8)
+    assert folder.classes == ["a", "zèbre", "été", "猫"]
+    classes, listed, _ = members(tmp_path / "u.zip")
+    assert classes == folder.classes and listed == [os.path.relpath(folder.name(i), tmp_path / "u") for i in range(4)]
+
+
+@pytest.mark.parametrize("names, classes, first, note", [
+    (["a\\0.png", "b\\0.png"], ["a", "b"], "a/0.png", None),
+    (["./a/0.png", "./b/0.png"], ["a", "b"], "a/0.png", None),
+    (["a/shot 12:30.png", "b/notes: 1.png"], ["a", "b"], "a/shot 12:30.png", None),
+    (["preview.png", "x/a/0.png", "x/b/0.png"], ["a", "b"], "x/a/0.png",
+     "its classes are the folders of x/; passed over: 1 beside the class folders"),
+    (["a/0.png", "a/dataset.json", "b/1.png"], ["a", "b"], "a/0.png", "passed over: 1 .json"),
+    (["cats/0.png", "cats/1.png"], ["cats"], "cats/0.png", None),
+    (["cats/deep/er/0.png", "cats/1.png"], ["cats"], "cats/1.png", None),
+    (["0.png", "1.png", "__MACOSX/._0.png", ".DS_Store"], [], "0.png", None),
+])  # fmt: skip
+def test_trees_as_people_have_them(names, classes, first, note, tmp_path):
+    path = zip_of(tmp_path / "z.zip", {name: png() for name in names})
+    found, listed, told = members(path)
+    assert (found, listed[0], told) == (classes, first, note)
+
+
+def test_what_is_no_picture_is_not_judged(tmp_path):
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("a/0.png", png())
+        archive.writestr("README.txt", "text", zipfile.ZIP_BZIP2)
+    assert members(tmp_path / "z.zip") == (["a"], ["a/0.png"], "passed over: 1 .txt")
+
+
+def test_damage_in_a_streamed_archive_is_found(tmp_path):
+    """Whose members' own headers have no checksum."""
+
+    class Stream(io.RawIOBase):
+        def __init__(self):
+            self.data = bytearray()
+
+        def writable(self):
+            return True
+
+        def write(self, data):
+            self.data += data
+            return len(data)
+
+    stream = Stream()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name in "ab":
+            archive.writestr(f"{name}/0.png", png())
+    (tmp_path / "s.zip").write_bytes(stream.data)
+    dataset = ZipImages(tmp_path / "s.zip", 8)
+    assert dataset[0][0].shape == (3, 8, 8)
+    stream.data[int(dataset.offsets[0]) + 60] ^= 1
+    (tmp_path / "s.zip").write_bytes(stream.data)
+    with pytest.raises(UserError, match=r"a/0.png: it does not match its checksum"):
+        ZipImages(tmp_path / "s.zip", 8)[0]
+
+
+def test_columns_that_are_no_labels_are_told(kinds, tmp_path):
+    source = FolderDataset(kinds["folders"], 8)
+    more = dict(label=lambda part: None, fine_label=lambda part: [1] * len(part))
+    dataset = ParquetImages(write_parquet(source, tmp_path / "p", **more), 8)
+    assert dataset.note == "no column label, so no classes; it has image, fine_label" and not dataset.classes

@@ -2,15 +2,18 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cli import DIGITS, call, launch, one_line
+from cli import DIGITS, ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
+from common.recipe import recipe_of
 from common.streams import generator
+from data.autoencoder import load_autoencoder
 from data.folders import FolderDataset
 from data.images import DigitsDataset, to_pixels
 from data.parts import split
@@ -54,6 +57,45 @@ def test_a_fresh_network_s_loss_is_that_of_saying_nothing(tmp_path, capsys):
         assert picture.size[0] > 1.5 * picture.size[1] * 1.5  # two panels
 
 
+def test_the_loss_is_that_of_the_network_and_of_its_average_under_the_images_labels(tmp_path, capsys):
+    """By hand from a checkpoint, on the latents of an autoencoder."""
+    vae = str(ROOT / "assets" / "digits-vae")
+    flags = [*DIGITS, "--vae", vae, "--model", "SiT-T/4", "--global-batch-size", 8, "--num-workers", 0, "--lr", 2e-2]
+    flags += [*HELD, "--val-every", 8, "--max-steps", 8, "--ema-decay", 0.5, "--results-dir", tmp_path]
+    assert call(capsys, "train", *flags).code == 0
+    content = load_checkpoint(next(tmp_path.glob("*/checkpoints/*.pt")))
+    held_out, autoencoder = split(DigitsDataset(32), 0.01)[1], load_autoencoder(vae)
+    items = [held_out[j * 50 // 45] for j in range(45)]
+    streams = [generator("cpu", 0, "validation", j) for j in range(45)]
+    posterior, noise = (torch.stack([torch.randn(4, 8, 8, generator=g) for g in streams]) for _ in range(2))
+    t = torch.tensor([(j % 10 + torch.rand(1, generator=g).item()) / 10 for j, g in enumerate(streams)])
+    mean, std = autoencoder.moments(to_pixels(torch.stack([image for image, _ in items])))
+    x1, y = (mean + std * posterior) * autoencoder.scale, torch.tensor([label for _, label in items])
+    (row,) = map(numbers, rows(tmp_path))
+    for name, part in (("loss", "model"), ("ema_loss", "ema")):
+        model = recipe_of(content, content[part]).build().eval()
+        model.load_state_dict(content[part])
+        tt = t.view(-1, 1, 1, 1)
+        with torch.no_grad():
+            error = model(tt * x1 + (1 - tt) * noise, t, y) - (x1 - noise)
+        losses = error.square().flatten(1).mean(1).numpy()
+        assert row[name] == pytest.approx(losses.mean(), rel=1e-4)
+        assert row[f"{name}_t3"] == pytest.approx(losses[3::10].mean(), rel=1e-4)
+    assert abs(row["loss"] - row["ema_loss"]) > 1e-3  # they can be told apart
+
+
+def test_a_validation_that_a_kill_left_undone_is_made_up_for(tmp_path, capsys, monkeypatch):
+    """Killed between a step's checkpoint and its validation."""
+    from training.monitor import Monitor
+
+    flags = [*SMALL, *HELD, "--val-every", 2, "--ckpt-every", 2, "--results-dir", tmp_path]
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "validate", lambda *_: sys.exit(9))
+        assert call(capsys, "train", *flags, "--max-steps", 4).code == 9
+    assert call(capsys, "train", *flags, "--max-steps", 4, "--resume").code == 0
+    assert [row["step"] for row in rows(tmp_path)] == ["2", "4"]
+
+
 def test_times_lie_in_their_tenths_of_the_training_interval(tmp_path, capsys, monkeypatch):
     from transport import Transport
 
@@ -75,13 +117,20 @@ def test_times_lie_in_their_tenths_of_the_training_interval(tmp_path, capsys, mo
 
 @pytest.mark.slow
 def test_any_number_of_processes_gets_the_same_numbers_and_a_resumed_run_too(tmp_path):
-    flags = [*SMALL, *HELD, "--val-every", 1, "--lr", 0, "--results-dir"]
-    for processes in (1, 2):
-        done = launch("train", *flags, tmp_path / str(processes), "--max-steps", 2, processes=processes)
+    """Of the same weights, which answer something: those of a checkpoint."""
+    flags = [*SMALL, *HELD, "--val-every", 1, "--results-dir"]
+    first = launch("train", *flags, tmp_path / "first", "--lr", 1e-2, "--max-steps", 4)
+    assert first.code == 0, first.err
+    flags = ["--lr", 1e-2, "--ckpt", next(tmp_path.glob("first/*/checkpoints/*.pt")), *flags]
+    for processes in (1, 2):  # each validates before its first step
+        done = launch("train", *flags, tmp_path / str(processes), "--max-steps", 5, processes=processes)
         assert done.code == 0, done.err
-    assert list(map(numbers, rows(tmp_path / "1"))) == list(map(numbers, rows(tmp_path / "2")))
-    done = launch("train", *flags, tmp_path / "1", "--max-steps", 3, "--resume")
-    assert done.code == 0 and [row["step"] for row in rows(tmp_path / "1")] == ["1", "2", "3"]
+    one, two = (rows(tmp_path / name) for name in "12")
+    assert [row["step"] for row in one] == ["4", "5"] and numbers(one[0]) == numbers(two[0])
+    assert numbers(one[1]) == pytest.approx(numbers(two[1]), rel=1e-5)  # of weights that agree to rounding
+    flags = flags[:2] + flags[4:]
+    done = launch("train", *flags, tmp_path / "1", "--max-steps", 6, "--resume")
+    assert done.code == 0 and [row["step"] for row in rows(tmp_path / "1")] == ["4", "5", "6"], done.err
 
 
 def test_what_is_held_out_is_not_trained_on(tmp_path, capsys, monkeypatch):
