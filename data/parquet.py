@@ -70,6 +70,8 @@ class ParquetImages(Pictures):
         ends = np.cumsum([count for _, _, count in self.groups])
         self.group = np.searchsorted(ends, order, side="right").astype(np.int32)
         self.row = (order - np.concatenate([[0], ends])[self.group]).astype(np.int32)
+        del table
+        self.arrow.default_memory_pool().release_unused()
         largest = max(count for _, _, count in self.groups)
         size = sum(map(os.path.getsize, self.files)) / len(order) * largest
         notes = [] if self.columns[1] else [f"no column {LABEL}, so no classes; it has {', '.join(self.columns[2])}"]
