@@ -55,7 +55,8 @@ def folder(checkpoint, tmp_path_factory):
 
 ELSEWHERE = """
 import sys
-sys.modules["torchdiffeq"] = None  # as where it is not installed
+for package in ("torchdiffeq", "accelerate", "scipy", "matplotlib", "pyarrow", "wandb"):
+    sys.modules[package] = None  # as where it is not installed
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
@@ -76,11 +77,6 @@ first, second = (latent("3", num_inference_steps=3, generator=torch.Generator().
 assert (first == second).all() and (first != latent("3", num_inference_steps=3)).any()
 (one,) = pipe(labels[:1], num_inference_steps=3, return_dict=False)
 assert one[0].size == (32, 32) and pipe(3, num_inference_steps=3, output_type="pt").images.shape == (1, 3, 32, 32)
-half = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True, torch_dtype=torch.bfloat16)
-assert half.transformer.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
-assert half.transformer.t_embedder.mlp[0].weight.dtype == torch.float32
-halves = half(labels, num_inference_steps=6, seed=7, output_type="np").images
-assert np.abs(halves.astype(int) - results["images"]).mean() < 4
 for wrong in ("cat", 10, -1, 2.5, True):
     try:
         pipe([wrong])
@@ -94,6 +90,11 @@ for more in (dict(output_type="foo"), dict(method="magic"), dict(diffusion_form=
     except ValueError:
         continue
     raise AssertionError(more)
+half = pipe.to(torch.bfloat16)
+assert half.transformer.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
+halves = half(labels, num_inference_steps=6, seed=7, output_type="np").images
+assert np.abs(halves.astype(int) - results["images"]).mean() < 4
+assert half.transformer.t_embedder.mlp[0].weight.dtype == torch.float32
 ours = [name for name in sys.modules if name.split(".")[0] in ("models", "transport", "common", "inference", "data")]
 assert not ours, ours
 np.savez(sys.argv[2], **results)
@@ -158,9 +159,13 @@ def test_what_the_published_code_loads(latents, tmp_path, capsys):
 FROM_THE_HUB = """
 import sys
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("me/mine", trust_remote_code=True)
 np.savez(sys.argv[1], images=pipe([3, 1, 4], num_inference_steps=3, output_type="np").images)
+half = DiffusionPipeline.from_pretrained("me/mine", trust_remote_code=True, torch_dtype=torch.float16)
+assert half.transformer.blocks[0].mlp.fc1.weight.dtype == half.vae.dtype == torch.float16
+assert half(3, num_inference_steps=3, output_type="np").images.shape == (1, 32, 32, 3)
 """
 
 

@@ -11,8 +11,6 @@ class SiTTransformer(SiT, ModelMixin, ConfigMixin):
     """model(x, t, y): x (N, C, h, w) at times t (N,), 0 being noise and 1 data, of class ids y (N,). recipe: what it is, and
     how its output is to be read."""
 
-    _keep_in_fp32_modules = ["t_embedder"]  # noqa: RUF012  half precision cannot tell neighbouring times apart
-
     @register_to_config
     def __init__(
         self,
@@ -33,3 +31,7 @@ class SiTTransformer(SiT, ModelMixin, ConfigMixin):
         super().__init__(*shape, mlp_ratio, class_dropout_prob, num_classes, learn_sigma)
         if time_map is not None:
             self.t_embedder.time_map = TIME_MAPS[time_map]()
+
+    def forward(self, x, t, y):
+        self.t_embedder.float()  # whatever it was loaded in: half precision cannot tell neighbouring times apart
+        return super().forward(x, t, y)
