@@ -66,7 +66,7 @@ def main(args):
     variants = 2 if dataset.mirrors else 1
     shape = (len(dataset), variants, 2, *latent_shape(size, autoencoder, patch_size=1))
     settings = dict(data_path=args.data_path, image_size=size, batch_size=args.batch_size, precision=precision)
-    record = make_record(settings, dataset, autoencoder, shape)
+    record = make_record(settings, dataset, autoencoder, shape) if world.is_main else None  # of every image's name
     folder = Path(args.out)
     store = ChunkStore(folder / "chunks", len(dataset), args.batch_size)
     if world.is_main:

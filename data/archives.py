@@ -145,7 +145,7 @@ class ZipImages(Pictures):
         return int(np.searchsorted(self.ends, index, side="right"))
 
     def name(self, index):
-        flags, length = self._header(index)[1], self._header(index)[3]
+        _, flags, _, length, _ = self._header(index)
         return f"{self.path}/{_text(self._read(length, int(self.offsets[index]) + HEADER.size), flags)}"
 
     def source(self, index):

@@ -84,9 +84,7 @@ def encode(autoencoder, images, variants):
 def indices_of(dataset, store):
     """A call that gives the indices of a chunk: in the order in which the data are read with least effort."""
     order = dataset.reading_order
-    return (
-        store.indices if order is None else lambda chunk: order[store.indices(chunk).start : store.indices(chunk).stop].tolist()
-    )
+    return store.indices if order is None else lambda chunk: order[store.indices(chunk)].tolist()
 
 
 def runs(indices):

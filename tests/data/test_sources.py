@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import call, launch, one_line
+from cli import ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
 from common.errors import UserError
 from data.archives import ZipImages
@@ -59,10 +59,31 @@ def test_grey_is_the_luma_that_pillow_makes(kinds):
 SMALL = ["--vae", "none", "--image-size", 16, "--model", "SiT-T/8", "--global-batch-size", 8, "--log-every", 1]
 
 
-def steps(path, results, *more, processes=1, count=4):
-    flags = ["--data-path", path, "--results-dir", results, *SMALL, "--max-steps", count, "--sample-every", 1000, *more]
-    result = launch("train", *flags, processes=processes)
-    assert result.code == 0, result.err
+DYING = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import train
+from train_utils import run
+from training.monitor import Monitor
+
+save = Monitor.save
+
+def dying(self, trainer):
+    save(self, trainer)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+Monitor.save = dying
+arguments = train.make_parser().parse_args()
+run(lambda: train.main(arguments), "train.py")
+"""
+
+
+def steps(path, results, *more, processes=1, script="train"):
+    flags = ["--data-path", path, "--results-dir", results, *SMALL, "--max-steps", 4, "--ckpt-every", 2, "--sample-every", 1000]
+    return launch(script, *flags, *more, processes=processes)
+
+
+def newest(results):
     return load_checkpoint(sorted(results.glob("*/checkpoints/*.pt"))[-1])
 
 
@@ -73,16 +94,20 @@ def weights_equal(a, b):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers, processes", [(0, 1), (2, 1), (0, 2)])
 def test_five_hundred_pictures_train_alike_in_every_kind(workers, processes, tmp_path_factory):
-    """Bit for bit, also stopped after two steps and resumed."""
+    """Bit for bit, also killed after two steps and resumed."""
     folder = tmp_path_factory.mktemp("many")
+    (folder / "dying.py").write_text(DYING.format(root=str(ROOT)))
     kinds, first = every_kind(folder, count=167, size=(20, 24)), None
     del kinds["parquet by pattern"]
     for kind, path in kinds.items():
         results, more = folder / f"results of {kind}", ["--num-workers", workers]
         if kind != "folders":
-            steps(path, results, *more, processes=processes, count=2)
+            killed = steps(path, results, *more, processes=processes, script=folder / "dying")
+            assert killed.code != 0 and newest(results)["step"] == 2, killed.err
             more.append("--resume")
-        content = steps(path, results, *more, processes=processes)
+        done = steps(path, results, *more, processes=processes)
+        assert done.code == 0, done.err
+        content = newest(results)
         first = first or content
         assert content["step"] == 4 and weights_equal(first, content), kind
         assert content["args"]["num_classes"] == 3  # as nobody told
