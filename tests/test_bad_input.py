@@ -199,6 +199,7 @@ def test_what_one_process_refuses_all_refuse(script, tmp_path):
     assert not list(tmp_path.rglob("*"))
 
 
+@pytest.mark.slow
 def test_names_that_no_locale_can_write(trained, tmp_path):
     """A byte that is no UTF-8, under LANG=C: warnings, likelihoods and files are written all the same."""
     rng, folder = np.random.default_rng(0), os.fsencode(tmp_path / "images")

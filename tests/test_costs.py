@@ -182,6 +182,7 @@ def test_a_dry_run_says_what_a_run_costs_and_leaves_nothing(flags, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_two_processes_speaks_once(tmp_path):
     flags = ["--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--dry-run"]
     done = launch("train", *DIGITS, *flags, "--results-dir", tmp_path / "runs", processes=2, cwd=tmp_path)

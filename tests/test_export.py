@@ -169,6 +169,7 @@ assert half(3, num_inference_steps=3, output_type="np").images.shape == (1, 32, 
 """
 
 
+@pytest.mark.slow
 def test_push_uploads_the_folder_and_its_failure_leaves_it(latents, tmp_path):
     """By huggingface_hub's own client, to a Hub on this machine."""
     with small_hub() as hub:

@@ -165,6 +165,7 @@ def test_killed_anywhere_and_resumed_makes_the_same_files(capsys, monkeypatch, a
     assert again.code == 0 and "was complete already" in again.out and contents(out) == contents(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_where_killed_ones_stopped(capsys, whole, images, tmp_path):
     out = tmp_path / "cache"
     assert killed(flags(images, out), 11) and chunks(out) == 1
