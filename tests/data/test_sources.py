@@ -225,6 +225,7 @@ def hostile_zips(folder):
     yield z("windows", {"..\\..\\x.png": image}), "leads out of the archive"
     yield z("drive", {"C:/x.png": image}), "leads out of the archive"
     yield with_entry(z("encrypted", {"a/x.png": image}), 8, "<H", 1), "is encrypted"
+    yield with_entry(z("of the future", {"a/x.png": image}), 6, "<H", 99), "not a readable .zip (zip file version 9.9)"
     yield with_entry(z("huge", {"a/x.png": image}), 24, "<L", 2**31), "2,147,483,648 bytes, which no picture has"
     yield z("lzma", {"a/x.png": image}, compress_type=zipfile.ZIP_LZMA), "is compressed by method 14"
     yield z("empty", {}), "no images in it"
