@@ -5,6 +5,23 @@ from itertools import pairwise
 import torch
 
 from .solvers import ADAPTIVE, FIXED, ODE_METHODS, SDE_METHODS, SolverError
+from .times import shifted
+
+
+def points(t0, t1, num_steps, shift, like):
+    """Times from t0 to t1 in equal steps, or moved towards noise by a shift, with like's dtype and device."""
+    grid = torch.linspace(t0, t1, num_steps, dtype=like.dtype, device=like.device)
+    if shift != 1:
+        low, high = min(t0, t1), max(t0, t1)
+        grid[1:-1] = low + (high - low) * shifted((grid[1:-1] - low) / (high - low), shift)
+    return grid
+
+
+def restarts(times, edges):
+    """Indices of those times at which the drift is another than at the time before, or may be."""
+    values = times.tolist() if edges else []  # which waits for a GPU
+    jumps = lambda a, b: any((a < edge) != (b < edge) or (a <= edge) != (b <= edge) for edge in edges)  # noqa: E731
+    return [i for i in range(1, len(values)) if jumps(values[i - 1], values[i])]
 
 
 def bounds(a, b, edges, like):
@@ -17,22 +34,23 @@ def bounds(a, b, edges, like):
 
 
 def integrate_ode(
-    drift, state, t0, t1, *, method, num_steps, plan=None, edges=(), trajectory=False, on_step=bool, **tolerances
+    drift, state, t0, t1, *, method, num_steps, plan=None, shift=1, edges=(), trajectory=False, on_step=bool, **tolerances
 ):
     """Solve d state/dt = drift(t, state) from t0 to t1, in either direction.
 
-    state: a tensor or a tuple of tensors. Fixed solvers, and those of our own, take num_steps - 1 equal steps; adaptive
-    ones step as the tolerances atol and rtol demand, and exactly onto each time in edges, where the drift may jump. The
-    drift is never asked outside the interval: an adaptive solver would otherwise step past its end and interpolate back,
-    and its first probing step may be of any size. on_step() is called for every step but those of SciPy's solver, which
+    state: a tensor or a tuple of tensors. Fixed solvers, and those of our own, take num_steps - 1 steps, equal but for the
+    shift of their points, and where ours remember earlier steps they begin anew behind each time in edges, where the drift may
+    jump. Adaptive ones step as the tolerances atol and rtol demand, and exactly onto the edges. The drift is never asked
+    outside the interval: an adaptive solver would otherwise step past its end and interpolate back, and its first probing
+    step may be of any size. on_step() is called for every step but those of SciPy's solver, which
     hides its own. Returns the final state alone, or, with trajectory, a list of num_steps states at equal times. Raises
     SolverError when an adaptive solver gives up.
     """
     like = state[0] if isinstance(state, tuple) else state
-    grid = torch.linspace(t0, t1, num_steps, dtype=like.dtype, device=like.device)
     kind = ODE_METHODS[method]
+    grid = points(t0, t1, num_steps, 1 if kind == ADAPTIVE else shift, like)
     if kind not in (ADAPTIVE, FIXED):
-        return _step_by_step(kind, drift, state, grid, plan, trajectory, on_step)
+        return _step_by_step(kind, drift, state, grid, plan, edges, trajectory, on_step)
     inner = () if kind == FIXED else sorted({e for e in edges if min(t0, t1) < e < max(t0, t1)}, reverse=t1 < t0)
     states = [state]
     for a, b in pairwise([t0, *inner, t1]):
@@ -82,35 +100,38 @@ def _parts(state):
     return state if isinstance(state, tuple) else (state,)
 
 
-def _step_by_step(solver, drift, state, grid, plan, trajectory, on_step):
-    """A solver of ours, which knows single tensors: a tuple of them travels as the columns of one."""
+def _step_by_step(solver, drift, state, grid, plan, edges, trajectory, on_step):
+    """A solver of ours, which knows single tensors, and nothing of edges: a tuple travels as the columns of one."""
     pack = unpack = lambda x: x
     if isinstance(state, tuple):
         shapes, widths = [part.shape for part in state], [part[0].numel() for part in state]
         pack = lambda parts: torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)  # noqa: E731
         unpack = lambda x: tuple(part.reshape(s) for part, s in zip(x.split(widths, dim=1), shapes))  # noqa: E731
     states, low, high = [state], grid.min(), grid.max()
-    for x in solver(lambda t, x: pack(drift(t.clamp(low, high), unpack(x))), pack(state), grid, plan):
-        states = [*states, unpack(x)] if trajectory else [unpack(x)]
-        on_step()
+    ends = [0, *restarts(grid, edges), len(grid) - 1]
+    for first, last in pairwise(ends):
+        piece = grid[first : last + 1]
+        for x in solver(lambda t, x: pack(drift(t.clamp(low, high), unpack(x))), pack(states[-1]), piece, plan):
+            states = [*states, unpack(x)] if trajectory else [unpack(x)]
+            on_step()
     return states if trajectory else states[-1]
 
 
-def integrate_sde(drift, diffusion, x, t0, t1, *, method, num_steps, randn, trajectory=False, on_step=bool):
-    """Solve dX = drift(X, t) dt + sqrt(2 diffusion(X, t)) dW from t0 to t1 in num_steps - 1 equal steps.
+def integrate_sde(flow, x, t0, t1, *, method, num_steps, randn, shift=1, edges=(), trajectory=False, on_step=bool):
+    """Solve the SDE of a flow (sampler.py) from t0 to t1 in num_steps - 1 steps, equal but for the shift of their points.
 
     method: a word of SDE_METHODS. randn(x) gives the standard normal draw of a step, shaped like x; it is drawn before
-    the network is called. Returns a list: the states from x on with trajectory, else the final one alone. on_step() is
-    called after each step.
+    the network is called. edges: times at which the drift may jump. Returns a list: the states from x on with trajectory,
+    else the final one alone. on_step() is called after each step.
     """
-    times = torch.linspace(t0, t1, num_steps, device=x.device, dtype=x.dtype)
-    dt = (t1 - t0) / (num_steps - 1)
-    states = [x]
-    for t, following in pairwise(times):
+    times = points(t0, t1, num_steps, shift, x)
+    steps = times.diff() if shift != 1 else [(t1 - t0) / (num_steps - 1)] * (num_steps - 1)
+    states, kept, jumps = [x], {}, restarts(times, edges)
+    for i, (dt, (t, following)) in enumerate(zip(steps, pairwise(times))):
+        if i in jumps:
+            kept.clear()
         t, following = t.expand(len(x)), following.expand(len(x))
-        noise = randn(x)
-        jump = torch.sqrt(2 * diffusion(x, t) * dt) * noise
-        x = SDE_METHODS[method](drift, x, t, following, dt, jump)
+        x = SDE_METHODS[method](flow, x, t, following, dt, randn(x), kept)
         states = [*states, x] if trajectory else [x]
         on_step()
     return states

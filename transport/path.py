@@ -43,6 +43,25 @@ class Plan:
         (alpha, d_alpha), (sigma, d_sigma) = self.compute_alpha_t(t), self.compute_sigma_t(t)
         return d_alpha * sigma - alpha * d_sigma
 
+    def compute_polar_t(self, t):
+        """((r, dr/dt), (angle, d angle/dt)): alpha = r sin(angle), sigma = r cos(angle), the angle from 0 to pi/2.
+
+        What any two paths with the same angle differ by is the size of x alone.
+        """
+        (alpha, d_alpha), (sigma, d_sigma) = self.compute_alpha_t(t), self.compute_sigma_t(t)
+        radius = (alpha**2 + sigma**2).sqrt()
+        turning = self.compute_determinant_t(t) / radius**2
+        return (radius, (alpha * d_alpha + sigma * d_sigma) / radius), (alpha.atan2(sigma), turning)
+
+    def time_of(self, alpha, sigma):
+        """The t in [0, 1] at which alpha(t) : sigma(t) is alpha : sigma, or that end of [0, 1] which is nearer to it."""
+        low, high = alpha * 0, alpha * 0 + 1
+        for _ in range(60):  # in float64 no more halves are left
+            middle = (low + high) / 2
+            beyond = self.compute_alpha_t(middle)[0] * sigma > self.compute_sigma_t(middle)[0] * alpha
+            low, high = low.where(beyond, middle), middle.where(beyond, high)
+        return (low + high) / 2
+
     def plan(self, t, x0, x1):
         """(t, x_t, u_t) of noise x0 and data x1, with u_t = alpha' x1 + sigma' x0, the velocity to learn."""
         s = expand_t(t, x1)
@@ -99,11 +118,11 @@ class Plan:
     def compute_diffusion(self, x, t, form="constant", norm=1.0):
         """D(t) of dX = (v + D score) dt + sqrt(2 D) dW, at x's rank. The paper writes w = 2 D (SiT eq. 5).
 
-        Raises ValueError for a form that is not in DIFFUSION_FORMS.
+        form: a word of DIFFUSION_FORMS, or a function such as they are. Raises ValueError for another word.
         """
-        if form not in DIFFUSION_FORMS:
+        if not callable(form) and form not in DIFFUSION_FORMS:
             raise ValueError(f"unknown diffusion form {form!r}; choose from {', '.join(DIFFUSION_FORMS)}")
-        return DIFFUSION_FORMS[form](self, expand_t(t, x), norm)
+        return (form if callable(form) else DIFFUSION_FORMS[form])(self, expand_t(t, x), norm)
 
 
 class ICPlan(Plan):
@@ -118,6 +137,9 @@ class ICPlan(Plan):
     def compute_determinant_t(self, t):
         return t.new_ones(t.shape)
 
+    def time_of(self, alpha, sigma):
+        return alpha / (alpha + sigma)
+
 
 class GVPCPlan(Plan):
     """Generalised variance-preserving path: alpha = sin(pi t / 2), sigma = cos(pi t / 2)."""
@@ -130,6 +152,9 @@ class GVPCPlan(Plan):
 
     def compute_determinant_t(self, t):
         return t.new_full(t.shape, math.pi / 2)
+
+    def time_of(self, alpha, sigma):
+        return 2 / math.pi * alpha.atan2(sigma)
 
 
 class VPCPlan(Plan):
@@ -165,6 +190,13 @@ class VPCPlan(Plan):
 
     def compute_g_t(self, t):
         return self.compute_d_alpha_alpha_ratio_t(t)
+
+    def time_of(self, alpha, sigma):
+        """The root of log_alpha, a square in 1 - t, without cancellation near t = 1."""
+        log_alpha = (-((sigma / alpha) ** 2).log1p() / 2).clamp(min=self.log_alpha(0))
+        half = self.sigma_min / 2
+        root = (half**2 - (self.sigma_max - self.sigma_min) * log_alpha).sqrt()
+        return 1 + 2 * log_alpha / (half + root)
 
 
 # --path-type: a new path is a class and a line here.

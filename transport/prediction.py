@@ -30,6 +30,10 @@ class Prediction:
     def __init__(self, plan):
         self.plan = plan
 
+    def inputs(self, x, t):
+        """The state and times (N,) that the network is asked at."""
+        return x, t
+
     def score(self, output, x, t):
         """grad log p_t(x)."""
         return self.plan.get_score_from_velocity(self.velocity(output, x, t), x, t)

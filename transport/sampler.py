@@ -1,11 +1,13 @@
 """Sampler: turns a Transport and a network into samples, encodings and likelihoods."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from .integrators import integrate_ode, integrate_sde
 from .likelihood import divergence, standard_normal_logp
+from .path import expand_t
 from .solvers import LAST_STEPS, check_ode, check_sde
 
 
@@ -20,11 +22,28 @@ class Flow:
     transport: object
     model: object
     model_kwargs: dict
-    form: str
+    form: object  # a word of DIFFUSION_FORMS, or a function such as they are
     norm: float
 
+    @property
+    def plan(self):
+        return self.transport.path_sampler
+
     def diffusion(self, x, t):
-        return self.transport.path_sampler.compute_diffusion(x, t, form=self.form, norm=self.norm)
+        return self.plan.compute_diffusion(x, t, form=self.form, norm=self.norm)
+
+    def jump(self, x, t, dt, noise):
+        """sqrt(2 D dt) noise"""
+        return torch.sqrt(2 * self.diffusion(x, t) * dt) * noise
+
+    def coefficients(self, x, t):
+        """(alpha, sigma), at x's rank."""
+        t = expand_t(t, x)
+        return self.plan.compute_alpha_t(t)[0], self.plan.compute_sigma_t(t)[0]
+
+    def forgetting(self, x, t):
+        """D / sigma^2, the rate at which the SDE replaces noise, at x's rank."""
+        return self.diffusion(x, t) / self.coefficients(x, t)[1] ** 2
 
     def drift(self, x, t):
         """v + D score"""
@@ -36,7 +55,7 @@ class Flow:
 
     def data(self, x, t):
         """E[x1 | x]"""
-        return self.transport.path_sampler.get_data_from_velocity(self.velocity(x, t), x, t)
+        return self.plan.get_data_from_velocity(self.velocity(x, t), x, t)
 
 
 class Sampler:
@@ -49,10 +68,12 @@ class Sampler:
     def __init__(self, transport):
         self.transport = transport
 
-    def _ode(self, sampling_method, num_steps, **more):
+    def _ode(self, sampling_method, num_steps, edges=(), **more):
         """integrate_ode with its settings checked and bound."""
-        check_ode(sampling_method, num_steps)
-        settings = dict(method=sampling_method, num_steps=num_steps, plan=self.transport.path_sampler, **more)
+        shift = self.transport.settings.time_shift
+        check_ode(sampling_method, num_steps, shift)
+        settings = dict(method=sampling_method, num_steps=num_steps, shift=shift, plan=self.transport.path_sampler, **more)
+        settings["edges"] = self.transport.times_of(edges)
         return lambda drift, state, t0, t1: integrate_ode(drift, state, t0, t1, **settings)
 
     def sample_ode(
@@ -69,8 +90,8 @@ class Sampler:
     ):
         """Sampling by the probability flow dx/dt = v(x, t) (SiT eq. 6).
 
-        sampling_method: a torchdiffeq solver, or heun. atol, rtol: for adaptive solvers. reverse: from data to noise
-        over the same interval. edges: times at which the drift may jump. on_step(): called at every step. Returns
+        sampling_method: a word of ODE_METHODS. atol, rtol: for adaptive solvers. reverse: from data to noise over the same
+        interval. edges: times of the network at which its answer may jump. on_step(): called at every step. Returns
         fn(z, model, **model_kwargs) -> a list of states whose [-1] is the sample; the only one unless trajectory,
         which gives num_steps of them.
         """
@@ -85,10 +106,14 @@ class Sampler:
             def drift(t, x):
                 return self.transport.predict_velocity(model, x, t.expand(len(x)), model_kwargs)
 
-            states = solve(drift, z, t0, t1)
-            return states if trajectory else [states]
+            states = solve(drift, z * self.transport.scale(t0), t0, t1)
+            return self._ended(states if trajectory else [states], t1)
 
         return sample
+
+    def _ended(self, states, t1):
+        """States of which the last is in the size that it is returned in."""
+        return [*states[:-1], states[-1] / self.transport.scale(t1)]
 
     def sample_sde(
         self,
@@ -100,12 +125,13 @@ class Sampler:
         last_step_size=0.04,
         num_steps=250,
         randn=torch.randn_like,
+        edges=(),
         trajectory=False,
         on_step=bool,
     ):
         """Sampling by dX = (v + D score) dt + sqrt(2 D) dW (SiT eq. 5 with w = 2 D).
 
-        sampling_method: Euler (Euler-Maruyama) or Heun. diffusion_form, diffusion_norm: D(t), see compute_diffusion.
+        sampling_method: a word of SDE_METHODS. diffusion_form, diffusion_norm: D(t), see compute_diffusion.
         last_step: what follows the num_steps - 1 stochastic steps, without noise, over last_step_size: Mean (drift of
         the SDE), Euler (the ODE's velocity), Tweedie (E[x1 | x]), or None for nothing. randn(x): where the noise comes
         from. Returns fn(z, model, **model_kwargs) -> a list of states as sample_ode does.
@@ -120,9 +146,10 @@ class Sampler:
         def sample(z, model, **model_kwargs):
             flow = Flow(self.transport, model, model_kwargs, diffusion_form, diffusion_norm)
             settings = dict(method=sampling_method, num_steps=num_steps, randn=randn, trajectory=trajectory, on_step=on_step)
-            states = integrate_sde(flow.drift, flow.diffusion, z, t0, t1, **settings)
+            settings |= dict(shift=self.transport.settings.time_shift, edges=self.transport.times_of(edges))
+            states = integrate_sde(flow, z * self.transport.scale(t0), t0, t1, **settings)
             if finish is None:
-                return states
+                return self._ended(states, t1)
             x, t = states[-1], torch.full((), t1, device=z.device, dtype=z.dtype).expand(len(z))
             x = finish(flow, x, t, h)
             return [*states, x] if trajectory else [x]
@@ -160,7 +187,8 @@ class Sampler:
                 velocity = lambda x: self.transport.predict_velocity(model, x, t.expand(len(x)), model_kwargs)  # noqa: E731
                 return divergence(velocity, state[0], probes)
 
-            z, delta = solve(drift, (x, x.new_zeros(len(x))), t1, t0)
-            return standard_normal_logp(z) + delta, z
+            begin, end = self.transport.scale(t0), self.transport.scale(t1)
+            z, delta = solve(drift, (x * end, x.new_zeros(len(x))), t1, t0)
+            return standard_normal_logp(z / begin) + delta + x[0].numel() * math.log(end / begin), z / begin
 
         return likelihood

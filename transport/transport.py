@@ -8,7 +8,7 @@ import torch
 from .path import PATHS
 from .prediction import LOSS_WEIGHTS, PREDICTIONS, Point
 from .settings import TransportSettings
-from .times import TIME_LAWS
+from .times import shifted, shifted_density
 
 # The words of the tables as the published code spells them.
 ModelType = enum.Enum("ModelType", {name.upper(): name for name in PREDICTIONS})
@@ -51,13 +51,18 @@ class Transport:
         self._check_finite("loss", loss, inside, "train_eps")
         return interval
 
+    @property
+    def sampling_interval(self):
+        """(t0, t1): where the path and the network may be asked."""
+        return self.path_sampler.interval(self.sample_eps)
+
     @cached_property
     def ode_interval(self):
         """(t0, t1) of the sampling ODE; reverse and likelihood run it backwards.
 
         Raises ValueError where the velocity is not finite at one of them: a sample_eps of 0, or a plan that is singular.
         """
-        interval = self.path_sampler.interval(self.sample_eps)
+        interval = self.sampling_interval
         self._check_finite("velocity", self.prediction.velocity, interval)
         return interval
 
@@ -74,10 +79,10 @@ class Transport:
             return self.prediction.velocity(output, x, t) + diffusion * self.prediction.score(output, x, t)
 
         eps = _first(self.settings.sample_eps, SDE_EPS)
-        t0 = self.path_sampler.interval(self.sample_eps)[0]
+        t0, end = self.sampling_interval
         if not self._is_finite(drift, t0):
             t0 = max(t0, eps)
-        t1 = 1.0 - (last_step_size or eps)
+        t1 = 1.0 - last_step_size if last_step_size else min(1.0 - eps, end)
         if t0 >= t1:
             raise ValueError(f"last_step_size {last_step_size} leaves no time for the SDE, which starts at t = {t0:g}")
         self._check_finite(f"drift of the SDE of form {diffusion_form}", drift, (t0, t1), "sample_eps, or last step,")
@@ -96,10 +101,24 @@ class Transport:
                 settings = f"path {self.settings.path_type} with {self.settings.prediction} prediction"
                 raise ValueError(f"{settings}: the {what} is not finite at t = {t:g}; a larger {eps} keeps away from there")
 
+    def scale(self, t):
+        """By what a state of the network's own is multiplied to be one of the path at t, an end of the interval."""
+        return 1.0
+
+    def times_of(self, own_times):
+        """The times of the path at which the network is asked at own_times, a list."""
+        return tuple(own_times)
+
     def training_times(self, u):
         """Times (N,) in the training interval, of uniform u (N,) in [0, 1), as often as the time law wants them."""
         t0, t1 = self.train_interval
-        return t0 + (t1 - t0) * TIME_LAWS[self.settings.time_law](u)
+        return t0 + (t1 - t0) * shifted(self.settings.make_law().times(u), self.settings.time_shift)
+
+    def training_density(self, t):
+        """How often training sees times t (N,) inside of its interval, over which the density's integral is 1."""
+        t0, t1 = self.train_interval
+        law, shift = self.settings.make_law(), self.settings.time_shift
+        return shifted_density(law.density, (t - t0) / (t1 - t0), shift) / (t1 - t0)
 
     def training_losses(self, model, x1, model_kwargs=None, x0=None, t=None):
         """Loss of each sample of x1 (N, ...): {"loss": (N,), "pred": the network's output, shaped like x1}.
@@ -128,9 +147,8 @@ class Transport:
         """v at x and t from one network call; regular also where the score is not."""
         return self.prediction.velocity(self._ask(model, x, t, model_kwargs), x, t)
 
-    @staticmethod
-    def _ask(model, x, t, model_kwargs):
-        output = model(x, t, **model_kwargs)
+    def _ask(self, model, x, t, model_kwargs):
+        output = model(*self.prediction.inputs(x, t), **model_kwargs)
         if output.shape != x.shape:
             raise ValueError(f"the network returned {tuple(output.shape)} for an input of {tuple(x.shape)}")
         return output

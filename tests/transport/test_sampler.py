@@ -33,7 +33,7 @@ def close(actual, expected, atol, rtol=0.0):
 
 def test_every_solver_is_there():
     published = "dopri8 dopri5 bosh3 fehlberg2 adaptive_heun euler midpoint heun2 heun3 rk4 explicit_adams implicit_adams"
-    assert set(ODE_METHODS) == {*published.split(), "scipy_solver", "heun"}
+    assert set(ODE_METHODS) == {*published.split(), "scipy_solver", "heun", "multistep"}
 
 
 @every_path
@@ -50,7 +50,9 @@ def test_ode_follows_the_flow(path, prediction, solver):
     close(ode(path, prediction, **settings, reverse=True)(flow, exact)[-1], z, atol=0.1 if solver == "euler" else 0.02)
 
 
-@pytest.mark.parametrize("solver, order", [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)])
+@pytest.mark.parametrize(
+    "solver, order", [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4), ("multistep", 2)]
+)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_order_of_convergence(solver, order, reverse):
     exact, x = Gaussian("GVP", "velocity"), torch.randn(8, 2, dtype=torch.float64)
@@ -165,11 +167,11 @@ def test_edges_may_coincide_or_lie_outside(edges):
 # SDE
 
 
-def moments(sampler, exact, num_steps):
+def moments(sampler, exact, num_steps, start=1.0):
     """Mean and standard deviation of the samples, without chance.
 
     A Gaussian's SDE is linear, so its result is a constant plus the sum of its responses to every normal draw. Row k of
-    the batch sees the draw of step k alone, the last but one row that of z, and the last row none.
+    the batch sees the draw of step k alone, the last but one row that of z, of standard deviation start, and the last none.
     """
     step = itertools.count()
 
@@ -178,8 +180,8 @@ def moments(sampler, exact, num_steps):
         noise[next(step)] = 1
         return noise
 
-    z = torch.zeros(num_steps + 1, 2)
-    z[-2] = 1
+    z = torch.zeros(num_steps + 1, 2, dtype=exact.mean.dtype)
+    z[-2] = start
     out = sampler(randn=randn, num_steps=num_steps)(z, exact)[-1]
     assert next(step) == num_steps - 1
     return out[-1], (out[:-1] - out[-1]).square().sum(0).sqrt()
@@ -207,7 +209,7 @@ def test_sde_with_its_own_noise():
     assert torch.corrcoef(torch.stack([z[:, 0], sample[:, 0]]))[0, 1].abs() < 0.05  # SBDM forgets where it began
 
 
-@pytest.mark.parametrize("method", SDE_METHODS)
+@pytest.mark.parametrize("method", ["Euler", "Heun"])
 def test_sde_error_halves_with_the_step(method):
     """Weak order 1, seen in the standard deviation."""
     exact, errors = Gaussian("VP", "velocity"), []
@@ -218,6 +220,34 @@ def test_sde_error_halves_with_the_step(method):
     close(errors[0] / errors[1], torch.tensor([2.0, 2.0]), atol=0.2)
 
 
+@every_path
+@pytest.mark.parametrize("form", DIFFUSION_FORMS)
+def test_multistep_sde_has_weak_order_2(path, form):
+    """Seen in the standard deviation, in float64, from the right one at the start."""
+    exact, errors = Gaussian(path, "velocity"), []
+    exact.mean, exact.std = exact.mean.double(), exact.std.double()
+    t0, t1 = create_transport(path, sample_eps=0.1).sde_interval(form, 0)
+    begin, end = (exact.marginal(torch.tensor(t, dtype=torch.float64))[1].sqrt() for t in (t0, t1))
+    settings = dict(sample_eps=0.1, sampling_method="Multistep", diffusion_form=form, last_step=None)
+    for num_steps in (161, 321):
+        _, std = moments(lambda **more: sde(path, **settings, **more), exact, num_steps, begin)
+        errors.append((std - end).norm())
+    assert math.log2(errors[0] / errors[1]) > 1.5  # 1 for Euler and Heun; nearly 2 but where the SDE is stiff
+
+
+@every_path
+@pytest.mark.parametrize("form", DIFFUSION_FORMS)
+def test_multistep_sde_is_exact_for_one_data_point(path, form):
+    """Four steps to t1 give alpha x1 + sigma n, n standard normal."""
+    exact = Gaussian(path, "velocity", mean=(0.5, -1.0), std=(0.0, 0.0))
+    settings = dict(sampling_method="Multistep", diffusion_form=form, last_step=None)
+    t0, t1 = create_transport(path, sample_eps=0.1).sde_interval(form, 0)
+    begin = exact.marginal(torch.tensor(t0))[1].sqrt()
+    _, std = moments(lambda **more: sde(path, sample_eps=0.1, **settings, **more), exact, 5, begin)
+    expected = exact.marginal(torch.tensor(t1))[1].sqrt()
+    close(std, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("method, solver", [("Euler", "euler"), ("Heun", "heun")])
 def test_sde_without_diffusion_is_the_ode(method, solver):
     exact, z = Gaussian("GVP", "noise"), torch.randn(8, 2)
@@ -226,7 +256,7 @@ def test_sde_without_diffusion_is_the_ode(method, solver):
     close(sde("GVP", "noise", **settings)(z, exact)[-1], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", SDE_METHODS)
+@pytest.mark.parametrize("method", ["Euler", "Heun"])
 @pytest.mark.parametrize("last_step", LAST_STEPS)
 def test_sde_steps_by_hand(method, last_step):
     """Two steps of 0.4 on the linear path from t = 0.1, then the last one from t = 0.9 with h = 0.1. D = 3 sigma."""
@@ -261,7 +291,7 @@ def test_sde_steps_by_hand(method, last_step):
     close(out, x, atol=1e-4)
 
 
-@pytest.mark.parametrize("method, calls", [("Euler", 1), ("Heun", 2)])
+@pytest.mark.parametrize("method, calls", [("Euler", 1), ("Heun", 2), ("Multistep", 1)])
 @pytest.mark.parametrize("last_step", LAST_STEPS)
 def test_sde_makes_one_network_call_per_drift(method, calls, last_step):
     network = Recorder(Gaussian("VP", "noise"))
@@ -287,7 +317,7 @@ def test_sde_never_asks_outside_the_interval(path, prediction, method, form, las
     assert max(network.times) <= t1 + 1e-6
 
 
-@pytest.mark.parametrize("method, calls", [("Euler", 1), ("Heun", 2)])
+@pytest.mark.parametrize("method, calls", [("Euler", 1), ("Heun", 2), ("Multistep", 1)])
 def test_noise_is_drawn_once_per_step_before_the_network_is_called(method, calls):
     events = []
     network = lambda x, t: events.append("network") or x  # noqa: E731
@@ -394,9 +424,86 @@ def own(monkeypatch):
 
 
 @every_path
+def test_multistep_is_exact_for_one_data_point_at_one_call_a_step(path):
+    network = Recorder(Gaussian(path, "velocity", mean=(0.5, -1.0), std=(0.0, 0.0)))
+    z, (t0, t1) = torch.randn(8, 2, dtype=torch.float64), create_transport(path).ode_interval
+    sample = ode(path, sampling_method="multistep", num_steps=4)(z, network)[-1]
+    close(sample, network.model.flow(z, t0, t1)[0].double(), atol=1e-5)
+    assert len(network.times) == 3
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("edge", [0.5, 0.53])
+def test_multistep_begins_anew_where_the_drift_jumps(reverse, edge):
+    """Two data points, one before the edge and one behind it: each piece is exact but for the step across."""
+    points = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    network = lambda x, t: (points[(t >= edge).long()][:, None] - x) / (1 - t)[:, None]  # noqa: E731
+    z = torch.randn(4, 2, dtype=torch.float64)
+
+    def solve(**more):
+        settings = dict(sampling_method="multistep", num_steps=11, reverse=reverse, trajectory=True)
+        return torch.stack(ode("Linear", sample_eps=0.05, **settings, **more)(z, network))
+
+    def ddim(x, t, following):
+        data = points[int(t >= edge)]
+        return following * data + (1 - following) / (1 - t) * (x - t * data)
+
+    x, times = z, torch.linspace(*((0.95, 0.05) if reverse else (0.05, 0.95)), 11, dtype=torch.float64)
+    for t, following, state in zip(times, times[1:], solve(edges=(edge,))[1:]):
+        x = ddim(x, t, following)
+        close(state, x, atol=1e-9)
+    assert (solve()[-1] - x).abs().max() > 1e-3  # as it would be, did it remember
+
+
+@pytest.mark.parametrize("method", ["Euler", "Multistep"])
+def test_the_sde_gets_its_edges(method):
+    """Multistep forgets at an edge, so that what lies before it counts in the state alone; Euler remembers nothing."""
+    network = lambda x, t: torch.where(t < 0.5, 3.0, 0.0)[:, None].expand_as(x)  # noqa: E731
+    samples = []
+    for edges in ((), (0.5,)):
+        settings = dict(sampling_method=method, num_steps=9, edges=edges, last_step=None, diffusion_norm=0.0)
+        samples.append(sde("Linear", **settings, diffusion_form="sigma", sample_eps=0.1)(torch.ones(1, 2), network)[-1])
+    assert torch.equal(*samples) == (method == "Euler")
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "multistep", "Euler", "Multistep"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_shift_moves_the_points_of_fixed_solvers(solver, reverse):
+    network, z = Recorder(Gaussian("Linear", "noise")), torch.randn(4, 2, dtype=torch.float64)
+    transport = create_transport("Linear", "noise", time_shift=3.0)
+    settings = dict(sampling_method=solver, num_steps=6)
+    if solver in SDE_METHODS:
+        if reverse:
+            return
+        Sampler(transport).sample_sde(**settings, last_step=None)(z, network)
+    else:
+        Sampler(transport).sample_ode(**settings, reverse=reverse)(z, network)
+    asked = sorted(set(network.times))
+    low, high = 1e-3, 1 - 1e-3
+    u = torch.linspace(0, 1, 6, dtype=torch.float64)
+    expected = (low + (high - low) * u / (3 - 2 * u)).tolist()
+    expected = expected if solver == "heun" else expected[1:] if reverse else expected[:-1]
+    assert asked == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_shifted_sde_has_the_right_moments():
+    exact = Gaussian("Linear", "velocity")
+    sample = Sampler(create_transport("Linear", time_shift=2.0)).sample_sde
+    mean, std = moments(lambda **more: sample(diffusion_form="sigma", last_step_size=0.004, **more), exact, num_steps=400)
+    close(mean, exact.mean, atol=0.01)
+    close(std, exact.std, atol=0, rtol=0.01)
+
+
+@pytest.mark.parametrize("solver", ["explicit_adams", "implicit_adams"])
+def test_solvers_of_equal_steps_refuse_a_shift(solver):
+    with pytest.raises(ValueError, match="time_shift must be 1"):
+        Sampler(create_transport(time_shift=2.0)).sample_ode(sampling_method=solver)
+
+
+@every_path
 @every_prediction
-@pytest.mark.parametrize("solver, order", [("ab2", 2), ("data", 1)])
-def test_a_solver_of_ones_own_has_its_order(own, path, prediction, solver, order):
+@pytest.mark.parametrize("solver, order", [("ab2", 2), ("data", 1), ("multistep", 2)])
+def test_solvers_of_our_own_have_their_order(own, path, prediction, solver, order):
     exact, z = Gaussian(path, prediction), torch.randn(16, 2, dtype=torch.float64)
     exact.mean, exact.std = exact.mean.double(), exact.std.double()
     t0, t1 = create_transport(path, prediction, sample_eps=0.05).ode_interval
