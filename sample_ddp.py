@@ -70,10 +70,14 @@ def check_flags(args):
 
 def describe(args, pipe, guidance, precision, data):
     """(name of the run, all that decides its images): no run is mistaken for another's remains."""
+    from common.checkpoint import file_hash
     from inference.records import identity_hash, identity_of
+    from inference.velocity_loss import beside
 
     paths = {"model": pipe.path} | ({"guidance": guidance.weak.path} if guidance.weak else {})
     settings = {key: value for key, value in flags_of(args).items() if key in args.identity}
+    if settings.get("diffusion_eta") is not None:
+        settings["diffusion_loss_sha256"] = file_hash(args.diffusion_loss or beside(pipe.path, pipe.weights))
     identity = identity_of(settings | dict(cfg_scale=guidance.scale, precision=precision), pipe, paths) | data
     model, task = pipe.recipe.model.replace("/", "-"), f"{args.mode}-{args.num_sampling_steps}-{args.sampling_method}"
     task = "likelihood" if data else task

@@ -20,6 +20,7 @@ from train_utils import (
     warn,
     warn_of_precision,
 )
+from transport import PATHS
 
 MODES = {"ODE": "sample by the probability flow", "SDE": "sample by the reverse SDE"}
 
@@ -34,6 +35,7 @@ def parse_modes(parser, add_own, vae, cfg_scale, num_images):
         parse_model_args(sub, vae)
         group = sub.add_argument_group("sampling")
         group.add_argument("--num-sampling-steps", type=positive_int, default=250, help="points in time of a fixed solver")
+        group.add_argument("--sampling-path", choices=PATHS, help="interpolant to sample along (that of the network)")
         add_own(group)
         parse_speed_args(sub)
         parse_guidance_args(sub, cfg_scale)
@@ -45,11 +47,12 @@ def parse_modes(parser, add_own, vae, cfg_scale, num_images):
             parse_sde_args(sub)
 
 
-def parse_model_args(parser, vae):
+def parse_model_args(parser, vae, ckpt=True):
     """Flags of every script that loads a checkpoint. Without them, the checkpoint's own description holds."""
     group = parser.add_argument_group("model", "left out, each is read from the checkpoint; a contradiction is an error")
-    ckpt = "checkpoint, folder, name such as SiT-B-2-256, or hub:REPO/FILE (published weights of --model and --image-size)"
-    free(group.add_argument("--ckpt", help=ckpt))
+    if ckpt:
+        names = "checkpoint, folder, name such as SiT-B-2-256, or hub:REPO/FILE"
+        free(group.add_argument("--ckpt", help=f"{names} (published weights of --model and --image-size)"))
     group.add_argument(
         "--kind", default="auto", choices=KINDS, help="whose weights: SiT's, REPA's or DiT's, if that must be said"
     )
@@ -108,7 +111,7 @@ def check_likelihood_args(args):
 def solver_from(args):
     """The flags of parse_ode_args or parse_sde_args as an object."""
     if args.mode == "ODE":
-        return ODE(args.sampling_method, args.num_sampling_steps, args.atol, args.rtol)
+        return ODE(args.sampling_method, args.num_sampling_steps, args.atol, args.rtol, args.sampling_path)
     return SDE(
         args.sampling_method,
         args.diffusion_form,
@@ -116,6 +119,9 @@ def solver_from(args):
         args.last_step,
         args.last_step_size,
         args.num_sampling_steps,
+        args.sampling_path,
+        args.diffusion_eta,
+        args.diffusion_loss,
     )
 
 

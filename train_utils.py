@@ -134,7 +134,7 @@ def parse_transport_args(parser):
         group.add_argument(
             f"--{entry.name.replace('_', '-')}",
             default=entry.default,
-            type=none_or if choices else non_negative,
+            type=none_or if choices else entry.metadata["parse"],
             choices=list(choices) if choices else None,
             help=entry.metadata["help"],
         )
@@ -164,6 +164,10 @@ def parse_sde_args(parser):
     group.add_argument(
         "--diffusion-norm", type=non_negative, default=1.0, help="factor of D(t), half the factor of the paper's w(t)"
     )
+    eta = "of form KL: price of the noise in its bound, beside the mean loss over dimensions (none: SBDM)"
+    group.add_argument("--diffusion-eta", type=non_negative, help=eta)
+    loss = "file of measure_loss.py for --diffusion-eta (the one beside the checkpoint)"
+    free(group.add_argument("--diffusion-loss", metavar="FILE", help=loss))
     group.add_argument("--last-step", default="Mean", choices=LAST_STEPS, help="noiseless step that ends the solve")
     group.add_argument("--last-step-size", type=fraction, default=0.04, help="its size in time")
 

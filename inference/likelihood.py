@@ -4,7 +4,6 @@ import math
 
 from common.errors import UsageError, as_usage_error
 from data.images import to_pixels
-from transport import Sampler
 
 from .settings import DEQUANTIZE
 
@@ -33,7 +32,7 @@ def log_likelihood(pipeline, images, labels, streams, solver, num_probes=1, exac
         stretch = 127.5 if in_pixels else 1.0
     settings = dict(num_probes=num_probes, exact_divergence=exact_divergence, rademacher=streams.rademacher)
     with as_usage_error():
-        likelihood = Sampler(pipeline.transport).sample_ode_likelihood(**solver.settings, **settings)
+        likelihood = solver.sampler(pipeline).sample_ode_likelihood(**solver.settings, **settings)
     logp, _ = likelihood(x, pipeline.model, y=labels.to(device))
     nats = logp.double().cpu() - count * math.log(stretch)
     return nats, -nats / (count * math.log(2))

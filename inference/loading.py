@@ -1,5 +1,7 @@
 """What Pipeline.load asks of a file and of what it is told beside it."""
 
+import math
+
 from common.errors import UsageError, as_usage_error
 from common.recipe import TRANSPORT, flags_in
 from common.sizes import canonical
@@ -29,7 +31,8 @@ def open_transport(told, recipe, path, default=None):
     settings = {key: told[key] for key in TRANSPORT if key in told}
     if recipe.transport is not None:
         found |= vars(recipe.transport)
-        found["sample_eps"] = settings.get("sample_eps", recipe.transport.sample_eps)  # sampling's own to choose
+        for name in ("sample_eps", "time_shift"):  # sampling's own to choose
+            found[name] = settings.get(name, found[name])
         settings = {key: found[key] for key in TRANSPORT}
     elif default is not None:
         settings = vars(default) | settings
@@ -37,7 +40,7 @@ def open_transport(told, recipe, path, default=None):
         if name in told and value is not None and told[name] != value:
             raise UsageError(f"--{name.replace('_', '-')} {told[name]} contradicts {path}, which has {value}")
     with as_usage_error():
-        return Transport(TransportSettings(**settings))
+        return Transport(TransportSettings(**settings).fitted(math.prod(recipe.latent_shape)))
 
 
 def open_autoencoder(name, recipe, path):

@@ -17,7 +17,7 @@ from data.autoencoder import to_uint8
 from data.images import to_pixels
 from download import locate, published_name
 from models import SiT
-from transport import Sampler, SolverError, Transport
+from transport import SolverError, Transport
 
 from .guidance import GuidedNetwork, compile_network
 from .inputs import check_finite, checked_images, checked_indices, checked_labels, checked_noise
@@ -47,6 +47,7 @@ class Pipeline:
     decoding: dict = field(default_factory=dict)  # LatentSpace.decode's batch_size and tiling
     note: str = None  # what a person should know of how the file was read, in one line
     calls: int = 0  # of the network, by all methods
+    weights: str = "ema"  # which of the checkpoint's
     _compiled: dict = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -71,9 +72,8 @@ class Pipeline:
         paper's SiT-XL/2 at 256 px). kind: whose weights they are, sit, repa, dit or auto, which raises where it cannot tell.
         weights: ema, or another state of the file: ema-0.999, model. vae: ema, mse, none (pixels), a diffusers folder or
         another pipeline's autoencoder (None: the checkpoint's, or default_vae if it does not say). device: None is a GPU, if
-        there. precision: fp32, tf32 or bf16 (None: tf32 on a GPU, else fp32). decoding: batch_size and tiling of the
-        autoencoder. told: what a bare file cannot say, any of TOLD; a contradiction of the file is an error.
-        default_transport: TransportSettings where neither says.
+        there. precision: fp32, tf32 or bf16 (None: tf32 on a GPU, else fp32). decoding: batch_size, tiling.
+        told: any of TOLD, which the file must not contradict; default_transport: TransportSettings where neither says.
         """
         told = check_told(told)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -94,7 +94,7 @@ class Pipeline:
         model = build_with(recipe, state, path).to(device=device, dtype=dtype).eval().requires_grad_(False)
         model.t_embedder.float()  # as in training: bfloat16 cannot tell neighbouring times apart
         more = check_decoding(decoding, autoencoder), note_on_classes(content, told, recipe, path)
-        return cls(path, recipe, model, transport, autoencoder, device, precision, compile, *more)
+        return cls(path, recipe, model, transport, autoencoder, device, precision, compile, *more, weights=weights)
 
     @property
     def latent_shape(self):
@@ -155,7 +155,7 @@ class Pipeline:
         set_precision(self.precision, self.device)  # which another pipeline may have set since
         with self._naming(), streams.ahead() as randn_like:
             with as_usage_error():
-                sample = solver.sampling(Sampler(self.transport), randn_like, edges=guidance.edges, **more)
+                sample = solver.sampling(self, randn_like, edges=guidance.edges, **more)
             states = sample(z, network, y=y)
         self.calls += network.calls
         check_finite(states[-1], f"--ckpt {self.path}: its samples", "; its weights may be damaged or untrained")

@@ -120,8 +120,8 @@ def test_a_choice_that_came_later_is_no_continuation(added, photos, capsys):
     (file,) = photos.glob("results/*/flags.json")
     file.write_text(file.read_text().replace('"total_steps": 2', '"total_steps": 9').replace('  "time_law": "uniform",\n', ""))
     assert "time_law" not in file.read_text()  # as a run of before there were such laws
-    result = call(capsys, "train", *flags, "--max-steps", 9, "--resume", "--time-law", "cosmap")
-    assert result.code == 2 and "--time-law uniform (now cosmap)" in result.err
+    result = call(capsys, "train", *flags, "--max-steps", 9, "--resume", "--time-law", "root")
+    assert result.code == 2 and "--time-law uniform (now root)" in result.err
 
 
 def test_the_notebook(trained, monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """What a training run is: all that the loop, the log and the dry run need to know of it."""
 
+import math
 from argparse import Namespace
 from dataclasses import dataclass
 
@@ -85,16 +86,16 @@ def plan_run(flags, transport_settings):
     flags.identity["precision"] = set_precision(None, world.device)
     set_precision(precision, world.device)
     check_world(flags, world)
-    transport = Transport(transport_settings)
     with as_usage_error():
-        _ = transport.train_interval, transport.ode_interval  # of the pictures drawn while training too
+        checked = Transport(transport_settings)
+        _ = checked.train_interval, checked.ode_interval  # of the pictures drawn while training too
     dataset, held_out = open_data(flags, world)
     autoencoder = world.main_first(lambda: load_autoencoder(flags.vae, flags.channels)).to(world.device)
     dataset.check(flags.image_size, autoencoder)
     if held_out is not None:
         with told_as("--val-path", "--data-path"):
             held_out.check(flags.image_size, autoencoder)
-    channels, height, width = latent_shape(flags.image_size, autoencoder, config["patch_size"])
+    shape = channels, height, width = latent_shape(flags.image_size, autoencoder, config["patch_size"])
     model_args = config | dict(
         input_size=height if height == width else (height, width),
         in_channels=channels,
@@ -102,6 +103,8 @@ def plan_run(flags, transport_settings):
         num_classes=flags.num_classes,
         learn_sigma=False,  # published weights have it and never use it
     )
+    transport_settings = transport_settings.fitted(math.prod(shape))
+    transport = Transport(transport_settings)
     names = dict(vae=flags.vae, vae_hash=autoencoder.config_hash, classes=list(dataset.classes))
     recipe = Recipe(flags.model, model_args, flags.image_size, transport=transport_settings, **names)
     total_steps = max(1, flags.epochs * len(dataset) // flags.global_batch_size)

@@ -18,9 +18,13 @@ def choice(default, table, help):
     return field(default=default, metadata=dict(choices=table, help=help))
 
 
-def number(help, check, wanted, default=None):
-    """None, a number of which check holds, or the word auto where that is wanted."""
-    return field(default=default, metadata=dict(choices=None, help=help, check=check, wanted=wanted))
+def number(help, check, wanted, default=None, parse=float):
+    """A number of which check holds; None too, where that is the default."""
+    return field(default=default, metadata=dict(choices=None, help=help, check=check, wanted=wanted, parse=parse))
+
+
+def float_or_auto(text):
+    return text if text == "auto" else float(text)
 
 
 def distance(help):
@@ -51,6 +55,7 @@ class TransportSettings:
         lambda value: value == "auto" or 1 <= value < math.inf,
         "at least 1, or auto",
         default=1.0,
+        parse=float_or_auto,
     )
 
     def __post_init__(self):

@@ -86,5 +86,17 @@ class TransferredTransport(Transport):
         s, plan = torch.tensor(own_times, dtype=torch.float64), self.own.path_sampler
         return tuple(self.path_sampler.time_of(plan.compute_alpha_t(s)[0], plan.compute_sigma_t(s)[0]).tolist())
 
+    def loss_of_path(self, loss):
+        def of_path(t):
+            c, _, speed = self.prediction.sizes(t)
+            return (c * speed) ** 2 * loss(self.prediction.own_time(t))
+
+        return of_path
+
     def training_losses(self, *args, **kwargs):
         return self.own.training_losses(*args, **kwargs)
+
+
+def on_path(transport, path_type):
+    """The same network on the path called path_type, None being its own."""
+    return transport if path_type in (None, transport.settings.path_type) else TransferredTransport(transport, path_type)

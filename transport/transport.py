@@ -109,6 +109,10 @@ class Transport:
         """The times of the path at which the network is asked at own_times, a list."""
         return tuple(own_times)
 
+    def loss_of_path(self, loss):
+        """The velocity loss by the path's time of the network's own, a function of times."""
+        return loss
+
     def training_times(self, u):
         """Times (N,) in the training interval, of uniform u (N,) in [0, 1), as often as the time law wants them."""
         t0, t1 = self.train_interval

@@ -22,7 +22,7 @@ from data.autoencoder import LatentSpace, load_autoencoder
 from data.images import DigitsDataset, to_pixels
 from inference import ODE, SDE, Guidance, Pipeline
 from models import SiT_models, sincos_pos_embed
-from transport import Sampler, create_transport
+from transport import create_transport
 
 NUMBERS = np.load(ROOT / "tests" / "data" / "dialects.npz", allow_pickle=False)
 VAE = str(ROOT / "assets" / "digits-vae")  # four channels, as these networks have
@@ -99,7 +99,7 @@ def test_repa_s_euler_maruyama(repa):
     z, classes, sde = numbers("repa", "z", "classes", "sde")
     solver = SDE(num_steps=20)  # form sigma, norm 1 and a last step Mean of 0.04
     torch.manual_seed(5)
-    sample = solver.sampling(Sampler(repa.transport), torch.randn_like)
+    sample = solver.sampling(repa, torch.randn_like)
     assert (sample(z.double(), repa.network(GUIDED), y=classes)[-1] - sde).abs().max() < 1e-6
 
 
