@@ -29,6 +29,7 @@ from train_utils import (
     positive_int,
     run,
     seed,
+    sigma_rel,
     transport_settings,
 )
 
@@ -70,6 +71,8 @@ def add_optimization_args(add):
     add("--grad-clip", type=non_negative, default=0.0, help="largest gradient norm; 0 is no clipping")
     decays = "of the weights' moving average, or of several: the first is sampled from"
     add("--ema-decay", action=Listed, item=fraction, default=0.9999, metavar="DECAY", help=decays)
+    widths = "averages by a power of time too, as wide as this share of the training; reconstruct_ema.py makes others of them"
+    add("--ema-power", action=Listed, item=sigma_rel, metavar="SIGMA_REL", help=widths)
     skip = "steps with bad numbers to pass over before giving up"
     free(add("--skip-nonfinite", type=non_negative_int, default=0, help=skip))
 
@@ -96,6 +99,7 @@ def add_running_args(add):
     free(add("--ckpt-every", type=positive_int, default=50_000, help="steps between checkpoints"))
     free(add("--keep-last", type=positive_int, help="checkpoints to keep (all)"))
     free(add("--keep-every", type=positive_int, help="keep those at multiples of this too"))
+    free(add("--ema-snapshot-every", type=positive_int, help="steps between snapshots of --ema-power (--ckpt-every)"))
     free(add("--sample-every", type=positive_int, default=10_000, help="steps between sample pictures"))
     free(add("--cfg-scale", type=non_negative, default=4.0, help="guidance of those pictures; 1 is none"))
     free(add("--wandb", action="store_true", help="log to Weights & Biases (reads WANDB_KEY, ENTITY, PROJECT)"))
@@ -136,6 +140,10 @@ def check_flags(args):
         raise UserError("--wandb: the package is not installed; pip install wandb, or leave the flag out")
     if isinstance(args.ema_decay, list) and len(set(args.ema_decay)) < len(args.ema_decay):
         raise UsageError(f"--ema-decay {args.ema_decay}: give each decay once")
+    if args.ema_power and len(set(args.ema_power)) < len(args.ema_power):
+        raise UsageError(f"--ema-power {args.ema_power}: give each width once")
+    if not args.ema_power:
+        check_given(args, ("ema_snapshot_every",), " goes with --ema-power")
 
 
 def main(args):
@@ -194,6 +202,8 @@ def loop(run, trainer, monitor):
             trainer.check(monitor.log)
             trainer.images.share(run.world)
             monitor.report(step, trainer.lr)
+        if trainer.is_snapshot_due:
+            monitor.snapshot(trainer)  # before the checkpoint: a run that goes on from there has all snapshots until there
         if step % flags.ckpt_every == 0 and not trainer.is_complete:
             monitor.save(trainer)
         if step % flags.sample_every == 0:

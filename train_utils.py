@@ -17,6 +17,7 @@ from common.errors import UsageError, UserError
 from common.precision import PRECISIONS
 from common.sizes import canonical
 from inference.settings import DEQUANTIZE
+from training.power_ema import NARROWEST, WIDEST
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, SolverError, TransportSettings
 
 MODELS = "SiT-{XL,L,B,S,T}/{2,4,8}"
@@ -110,6 +111,7 @@ non_negative_int = number(int, lambda value: value >= 0, "at least 0")
 seed = number(int, lambda value: -(2**63) <= value < 2**64, "a whole number of 64 bits")
 below_one = number(float, lambda value: 0 < value < 1, "above 0 and below 1")
 fraction = number(float, lambda value: 0 <= value <= 1, "in [0, 1]")
+sigma_rel = number(float, lambda value: NARROWEST <= value <= WIDEST, f"from {NARROWEST:g} to {WIDEST:.7g}")
 non_negative = number(float, lambda value: 0 <= value < float("inf"), "a finite number of at least 0")
 
 

@@ -14,7 +14,7 @@ from cli import ENV, ROOT, call, one_line
 from train_utils import TransportSettings, parse_ode_args, parse_sde_args, parse_transport_args, update_ema
 from training.identity import identity_of
 
-SCRIPTS = ("train", "sample", "sample_ddp", "evaluate", "encode_latents", "measure_loss")
+SCRIPTS = ("train", "sample", "sample_ddp", "evaluate", "encode_latents", "measure_loss", "reconstruct_ema")
 HEAVY = ("torch", "diffusers", "timm", "torch_fidelity", "torchvision", "matplotlib", "scipy", "torchdiffeq")
 
 
@@ -72,7 +72,7 @@ def test_sizes_are_kept_in_one_form():
 
 FREE = """data_path epochs max_steps skip_nonfinite compile grad_checkpointing grad_accum_steps num_workers dry_run results_dir
 ckpt init kind resume log_every ckpt_every keep_last keep_every sample_every cfg_scale wandb eval_every eval_samples eval_ref
-inception_weights val_path val_every val_images"""
+inception_weights val_path val_every val_images ema_snapshot_every"""
 
 
 def test_every_flag_is_part_of_a_run_unless_it_is_declared_free():

@@ -84,4 +84,4 @@ class DryRun:
     def _nothing(self, *args):
         """What else a Monitor does."""
 
-    log = warn = waiting = add = draw_samples = validate = evaluate = _nothing
+    log = warn = waiting = add = snapshot = draw_samples = validate = evaluate = _nothing

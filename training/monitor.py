@@ -90,6 +90,8 @@ class Monitor:
                 self.log(f"Continuing from {run.path}, step {step:,}")
             self.folder.write_flags(flags, run.total_steps)
             self.folder.rewind(step)
+            if trainer.is_snapshot_due:
+                self.snapshot(trainer)  # which a full disk prevented, or another --ema-snapshot-every did not ask for
             self.wandb = self.folder.start_wandb(flags) if flags.wandb and not trainer.is_complete else None
             self.progress = tqdm(total=run.total_steps, initial=step, disable=None, unit="step")
         if run.held_out is not None:
@@ -149,18 +151,25 @@ class Monitor:
     def save(self, trainer):
         """Write a checkpoint; a failure is logged, leaves the older ones, and returns False. Every process must call it."""
         trainer.check(self.log)
-        saved = self.world.broadcast(self._write(trainer.step, trainer.content()) if self.world.is_main else None)
+        path = self.folder.checkpoint_path(trainer.step)
+        saved = self.world.broadcast(self._write(path, trainer.content(), "checkpoints") if self.world.is_main else None)
         if saved and self.world.is_main:  # which the others need not wait for
             self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
             self._plot(self.folder.plot_loss_rarely)
         return saved
 
-    def _write(self, step, content):
-        path = self.folder.checkpoint_path(step)
+    def snapshot(self, trainer):
+        """Keep the averages by a power of time as they are; a failure is logged. One that is there is the same already."""
+        path = self.folder.snapshot_path(trainer.step)
+        if self.world.is_main and not path.exists():
+            self._write(path, trainer.snapshot(), "snapshots")
+
+    def _write(self, path, content, what):
         try:
+            path.parent.mkdir(exist_ok=True)
             save_checkpoint(content, path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError when its writer meets a full disk
-            self.log(f"ERROR: could not write {path}: {str(error).splitlines()[0]}; the older checkpoints are untouched")
+            self.log(f"ERROR: could not write {path}: {str(error).splitlines()[0]}; the older {what} are untouched")
             return False
         self.log(f"Saved {path}")
         return True

@@ -1,4 +1,5 @@
-"""A training run on disk: log.txt, flags.json, tables of what was measured, loss.png, checkpoints/ and samples/."""
+"""A training run on disk: log.txt, flags.json, tables of what was measured, loss.png, checkpoints/, samples/, and
+snapshots/ of the averages by a power of time where there are such."""
 
 import csv
 import io
@@ -23,6 +24,7 @@ from .identity import END, identity_of
 from .plot import save_plot
 
 METRICS, EVALUATIONS, VALIDATIONS = "metrics.csv", "evaluations.csv", "validations.csv"
+SNAPSHOTS = "snapshots"
 
 
 class TqdmHandler(logging.Handler):
@@ -33,9 +35,18 @@ class TqdmHandler(logging.Handler):
         sys.stdout.flush()
 
 
-def _step(path):
-    """By number: as text, step 10,000,000 would come before step 9,999,999."""
-    return int(path.stem) if path.stem.isdecimal() else -1
+def by_step(folder):
+    """{step: file} of a folder, in the order of their steps; files of other names are not ours."""
+    steps = {int(path.stem): path for path in folder.glob("*.pt") if path.stem.isdecimal()}
+    return dict(sorted(steps.items()))  # as text, step 10,000,000 would come before step 9,999,999
+
+
+def recorded_flags(path):
+    """The flags that a run's folder says it was made with, or None where there are none: it is no run, or never began."""
+    try:
+        return json.loads((path / "flags.json").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 class RunFolder:
@@ -45,6 +56,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"
+        self.snapshots = self.path / SNAPSHOTS  # made with the first one
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.samples.mkdir(exist_ok=True)
         self.plotted = 0.0
@@ -67,14 +79,11 @@ class RunFolder:
 
     def flags(self):
         """The recorded flags, or None for a folder that has none (a run that was killed before it began)."""
-        try:
-            return json.loads((self.path / "flags.json").read_text())
-        except (OSError, ValueError):
-            return None
+        return recorded_flags(self.path)
 
     def saved(self):
-        """{step: checkpoint} in the order of their steps; files of other names are not ours."""
-        return {int(path.stem): path for path in sorted(self.checkpoints.glob("*.pt"), key=_step) if path.stem.isdecimal()}
+        """{step: checkpoint} in the order of their steps."""
+        return by_step(self.checkpoints)
 
     def is_finished(self):
         return max(self.saved(), default=-1) >= self.flags()[END]
@@ -98,9 +107,13 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def rewind(self, step):
-        """Forget what a killed process left half done, and metrics after step: the run is about to make them again."""
-        for leftover in self.checkpoints.glob(".*.tmp"):
+        """Forget what a killed process left half done, and metrics and snapshots after step: the run is about to make them
+        again, and the same."""
+        for leftover in (*self.checkpoints.glob(".*.tmp"), *self.snapshots.glob(".*.tmp")):
             leftover.unlink()
+        for later, snapshot in by_step(self.snapshots).items():
+            if later > step:
+                snapshot.unlink()
         for file in (self.path / name for name in (METRICS, EVALUATIONS, VALIDATIONS)):
             if file.exists():
                 header, *rows = file.read_text().splitlines() or [""]
@@ -156,6 +169,9 @@ class RunFolder:
 
     def checkpoint_path(self, step):
         return self.checkpoints / f"{step:07d}.pt"
+
+    def snapshot_path(self, step):
+        return self.snapshots / f"{step:07d}.pt"
 
     def add_row(self, name, **values):
         """Append one row to a .csv in the folder; a column that it lacks is added to the rows before."""

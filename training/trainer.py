@@ -48,7 +48,7 @@ class Trainer:
         self.message = lambda: 0  # of the processes' signals: none is under way
         torch.manual_seed(run.flags.global_seed)  # the same initial weights on every process
         model = self._first_weights(monitor.log).to(run.device)
-        self.averages = Averages(model, run.flags.ema_decay)
+        self.averages = Averages(model, run.flags.ema_decay, run.flags.ema_power)
         model.grad_checkpointing = run.flags.grad_checkpointing
         self.objective = make_objective(model, run.transport, run.flags).to(run.device)
         self.optimizer = make_optimizer(self.objective, run.flags)
@@ -75,6 +75,13 @@ class Trainer:
     def is_complete(self):
         return self.step >= self.run.total_steps
 
+    @property
+    def is_snapshot_due(self):
+        """Whether the averages by a power of time are to be kept as they are at this step."""
+        flags = self.run.flags
+        every = flags.ema_snapshot_every or flags.ckpt_every
+        return bool(flags.ema_power) and self.step > 0 and (self.step % every == 0 or self.is_complete)
+
     def _first_weights(self, log):
         """The model of the checkpoint that the run starts from, of which published files have an EMA alone, or a new one."""
         run, content, path = self.run, self.run.content, self.run.path
@@ -100,6 +107,8 @@ class Trainer:
                 own = name == "model" or name in self.averages.models  # of the backbone, with other code's prefixes or wrappers
                 found = (weights_of(content, path, name) if there else weights) if own else content[name]
                 load_weights(state, found, path)
+                if name in self.averages.gammas and name not in content:
+                    log(f"{path} has no {name}: it starts from the weights that are sampled from, as if all steps had had them")
             else:
                 log(f"{path} has no state {name!r}: it starts anew")
         self.step = step_of(content, path) if "opt" in content else 0
@@ -160,7 +169,7 @@ class Trainer:
             group["lr"] = learning_rate(self.step - 1, peak, flags, run.total_steps)
         if self.numbers.may_step():
             self.optimizer.step()
-        self.averages.update()
+        self.averages.update(self.step)
         return sums, norm, good
 
     def _forward_backward(self, images, labels, draws, more):
@@ -193,3 +202,8 @@ class Trainer:
             "num_images": len(self.run.dataset),
             "recipe": self.run.recipe.to_dict(),
         }
+
+    def snapshot(self):
+        """What a snapshot holds, for training/reconstruction.py: sampled from by --weights as a checkpoint is."""
+        about = dict(step=self.step, recipe=self.run.recipe.to_dict(), args=flags_of(self.run.flags))
+        return about | self.averages.by_power()

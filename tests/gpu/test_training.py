@@ -72,7 +72,7 @@ ONLY_GPU = pytest.mark.skipif(not CUDA, reason="a compiled step shows its waits 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_step_waits_for_nothing(speed, precision, tmp_path):
     more = [*VAE, "--model", "SiT-T/2"] if speed == "encoding" else SPEED[speed]
-    flags = ["--precision", precision, "--max-steps", 9, "--grad-clip", 1, "--ema-decay", 0.9, 0.99, *more]
+    flags = ["--precision", precision, "--max-steps", 9, "--grad-clip", 1, "--ema-decay", 0.9, 0.99, "--ema-power", 0.1, *more]
     with training(tmp_path, *SMALL, *flags) as (trainer, monitor):
         for _ in range(3):
             monitor.add(*trainer.take_step(*trainer.next_batch()))

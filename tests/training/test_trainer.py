@@ -43,8 +43,8 @@ def test_averages_are_the_weighted_means_of_their_decays():
     averages = Averages(model, [0.9, 0.5, 0.99])
     assert list(averages.models) == ["ema", "ema-0.5", "ema-0.99"] and list(Averages(model, 0.9).models) == ["ema"]
     nn.init.ones_(model.weight)
-    for _ in range(10):
-        averages.update()
+    for step in range(1, 11):
+        averages.update(step)
     for (name, average), decay in zip(averages.models.items(), (0.9, 0.5, 0.99)):
         assert average.weight.item() == pytest.approx(1 - decay**10), name
 
