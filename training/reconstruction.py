@@ -110,11 +110,7 @@ def _shapes(state):
 
 def doubts(content):
     """What a person should know of reconstruct's content before trusting it: lines, or none."""
-    about = content["reconstruction"]
-    width, tracks, residual = about["sigma_rel"], about["tracks"], about["residual"]
+    residual = content["reconstruction"]["residual"]
     if residual > DOUBTFUL:
         near = "more snapshots, and widths of --ema-power around the wanted one, bring it nearer"
         yield f"the residual {residual:.1%} is above {DOUBTFUL:.0%}: this is not quite that average; {near}"
-    if not min(tracks) <= width <= max(tracks):
-        kept = f"{min(tracks):g} to {max(tracks):g}"
-        yield f"sigma_rel {width:g} is outside of what the run kept, {kept}: the residual alone speaks for it"
