@@ -15,23 +15,23 @@ import torch_fidelity
 from PIL import Image
 
 import evaluate
-from metrics import scores
+from metrics import report, scores
 from metrics.reference import STATISTICS, Reference, measure_reference, open_reference
+from metrics.results import evaluate as measured
 from small_features import low_rank_distance, small_features
 
 ROOT = Path(evaluate.__file__).parent
 
 
-def test_reference_of_statistics_alone_has_no_precision_and_recall(capsys):
+def test_reference_of_statistics_alone_has_no_precision_and_recall():
     features, others = small_features(60, seed=1), small_features(50, seed=2)
     statistics = *scores.statistics(others.pool), *scores.statistics(others.spatial)
     known, unknown = Reference(*statistics, others.pool.numpy(), 50), Reference(*statistics)
-    full, part = scores.evaluate(features, known), scores.evaluate(features, unknown)
+    full, part = (measured({"inception": features}, {"inception": each}) for each in (known, unknown))
     assert part == {**full, "precision": None, "recall": None} and full["precision"] is not None
-    evaluate.show(part, 50_000, unknown)
-    output = capsys.readouterr()
-    assert output.err.splitlines() == ["WARNING: no precision and recall: the reference has neither images nor their features"]
-    assert [line.split()[-1] for line in output.out.splitlines()][-2:] == ["-", "-"]
+    told = ["no precision and recall: the reference has neither images nor their features"]
+    assert [*report.limits(part, 50_000, {"inception": 24})] == told
+    assert [line.split()[-1] for line in report.table([part])][-2:] == ["-", "-"]
 
 
 def command_line(arguments, folder):
@@ -105,11 +105,11 @@ def test_command_line_measures_and_records(alone, weights, samples, reference, s
 
 
 def test_saved_statistics_are_the_reference(alone, sample_features, reference_features):
-    results, _, _, stats = alone
-    saved = measure_reference(open_reference(stats), None)
+    found, _, _, stats = alone
+    saved = measure_reference(open_reference(stats), None)["inception"]
     assert saved.count == 8 and saved.features.dtype == np.float32 and not list(stats.parent.glob(".*.tmp"))
-    again = scores.evaluate(sample_features, saved)
-    assert again == pytest.approx({name: results[name] for name in METRICS}, rel=1e-9)
+    again = measured({"inception": sample_features}, {"inception": saved})
+    assert again == pytest.approx({name: found[name] for name in METRICS}, rel=1e-9)
 
 
 def test_two_processes_equal_one(alone, folder, weights, samples, reference):

@@ -8,7 +8,7 @@ import pytest
 from cli import DIGITS, ENV, ROOT, call, launch, one_line
 from metrics.features import extract_features, load_inception
 from metrics.reference import measure_reference, open_reference
-from metrics.scores import evaluate
+from metrics.results import evaluate
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 8, "--num-workers", 0, "--max-steps", 2]
 
@@ -46,7 +46,7 @@ def test_evaluation_while_training_is_that_of_evaluate(reference, inception_weig
     sample = Sampler(create_transport()).sample_ode()
     images = torch.cat([to_uint8(sample(z[part], model, y=y[part])[-1]) for part in (slice(0, 3), slice(3, 6))])
     inception = load_inception(inception_weights)
-    measured = measure_reference(open_reference(reference), lambda images, limit: extract_features(images, inception))
+    measured = measure_reference(open_reference(reference), lambda images, network: extract_features(images, inception))
     for name, value in evaluate(extract_features(images, inception), measured).items():
         assert float(row[name]) == pytest.approx(value, rel=1e-3, abs=1e-6), name
 
