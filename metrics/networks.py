@@ -2,7 +2,6 @@
 
 from math import isqrt
 
-import timm
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
@@ -39,6 +38,8 @@ class DINOv2:
 def load_dinov2(weights=None, device="cpu"):
     """DINOv2 from a file of weights, facebook's or timm's, or from the Hub: ViT-L/14, whose features published FDs are of;
     another size's file makes that size. Raises UserError naming the file."""
+    import timm  # slow, and the other networks do without
+
     with told_as("--dinov2-weights"):
         path = weights or locate(DINOV2, "--dinov2-weights")
         state = load_checkpoint(path)

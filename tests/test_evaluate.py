@@ -137,6 +137,7 @@ def files(folder, samples, reference, weights, sample_images):
         np.savez(paths[name], **arrays)
 
     statistics = {key: np.zeros(shape) for key, shape in STATISTICS.items()}
+    npz("zeros", **statistics)
     npz("objects", arr_0=np.array([None, {}], dtype=object))
     npz("floats", arr_0=sample_images.astype(np.float32))
     npz("channels_first", arr_0=sample_images.transpose(0, 3, 1, 2))
@@ -198,6 +199,16 @@ class Harmful:
         ("{samples} --ref {reference} --precision fp16", 2, "invalid choice: 'fp16'"),
         ("{samples} --ref {reference} --precision bf16 --save-stats x.npz", 2, "--save-stats with --precision bf16"),
         ("{samples} --ref {reference} --precision tf32", 2, "this device (cpu) has no TF32"),
+        ("{samples} --ref {reference} --metrics fid,fud", 2, "there is no metric 'fud'; choose from fid sfid is"),
+        ("{samples} --ref {reference} --metrics fd-pixels --dinov2-weights {text}", 2, "--dinov2-weights: none of --metrics"),
+        ("{samples} --ref {reference} --dinov2-weights {text}", 2, "--dinov2-weights: none of --metrics needs it"),
+        ("{samples} --ref {reference} --metrics fd-dinov2 --dinov2-weights {code}", 1, "code.pth: refused"),
+        ("{samples} --ref {zeros} --metrics kid", 1, "zeros.npz: it has no features for kid, and no images"),
+        ("{samples} --ref {zeros} --metrics fd-pixels", 1, "zeros.npz: it has no mu_pixels and sigma_pixels for fd-pixels"),
+        ("{samples} --ref {reference} --metrics is --save-stats x.npz", 2, "--save-stats: is measures nothing of a reference"),
+        ("{samples} --ref {reference} --splits 1", 2, "--splits 1: a standard error takes 2 or more"),
+        ("{samples} --ref {reference} --splits 2", 2, "would have 3 images; the metrics need 4 or more"),
+        ("{samples} {samples} --ref {reference}", 2, "give each once"),
         ("{samples} --reff {reference}", 2, "--ref"),
         ("{samples} --ref {reference} --batchsize 4", 2, "did you mean --batch-size?"),
     ],
