@@ -6,7 +6,7 @@ from .names import METRICS
 def limits(results, num_samples, widths, precision="fp32", splits=None):
     """A line for each thing that limits what evaluate's results mean. widths: {network: features that its FD is of}."""
     distances = [metric for metric in METRICS.values() if metric.function == "fd" and metric.titles.keys() <= results.keys()]
-    what = "FID" if [*results][:1] == ["fid"] or not distances else "FD"
+    what = "FD" if {metric.network for metric in distances} - {"inception"} else "FID"
     if precision == "bf16":
         yield "features in bf16: their FID does not compare with that of float32 features"
     if distances and num_samples < 50_000:

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, told_as
 from common.precision import set_precision
 from inference import ODE
 from inference.chunked import Labels
@@ -32,13 +32,15 @@ class Evaluation:
         self.run, flags = run, run.flags
         self.words = list(dict.fromkeys(flags.eval_metrics or DEFAULT))
         # The folder that one trains on is a reference too.
-        opened = open_reference(flags.eval_ref, flags.image_size, warn, self.words, strict=flags.eval_metrics is not None)
+        with told_as("--eval-ref", "--ref"):
+            opened = open_reference(flags.eval_ref, flags.image_size, warn, self.words, strict=flags.eval_metrics is not None)
         if opened.images is not None and len(opened.images) <= NEIGHBOURS:
             found = f"{len(opened.images)} images; the metrics need {NEIGHBOURS + 1} or more"
             raise UserError(f"--eval-ref {flags.eval_ref}: {found}")
         weights = {name: getattr(flags, f"{name}_weights") for name in WEIGHTS}
         self.networks = run.world.main_first(lambda: load_networks(networks_of(self.words), weights, run.device))
-        opened.check(self.networks)
+        with told_as("--eval-ref", "--ref"):
+            opened.check(self.networks)
         see = lambda images, network: shared_features(images, self.networks[network], BATCH, run.world)  # noqa: E731
         with self._full_precision():
             self.references = measure_reference(opened, see)

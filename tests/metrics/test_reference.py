@@ -77,3 +77,13 @@ def test_a_reference_that_lacks_what_was_asked_for(tmp_path, words, lacks):
     with pytest.raises(UserError, match=f"stats.npz: it has {lacks}"):
         open_reference(tmp_path / "stats.npz", words=words, strict=True)
     assert open_reference(tmp_path / "stats.npz", words=["fd-pixels", "is"], strict=True).fields.keys() == {"pixels"}
+
+
+def test_images_do_not_mend_statistics_that_are_there_in_part(tmp_path, reference_images):
+    """They may be of more images than the file has: FID and sFID would be against different ones."""
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.zeros((2048, 2048)), arr_0=reference_images)
+    with pytest.raises(UserError, match=r"it has no mu_s and sigma_s for sfid$"):
+        open_reference(tmp_path / "stats.npz", words=["fid", "sfid"], strict=True)
+    opened = open_reference(tmp_path / "stats.npz", words=["fid", "kid"], strict=True)
+    assert opened.seers == {"inception"} and len(opened.images) == 8
+    assert open_reference(tmp_path / "stats.npz", words=["fid", "sfid"]).images is None

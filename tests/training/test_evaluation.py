@@ -86,6 +86,9 @@ def test_flags_of_an_evaluation_that_would_be_ignored(reference, tmp_path, capsy
     for unused in ("--inception-weights", "--dinov2-weights"):
         one_line(call(capsys, "train", *flags, "--eval-every", 2, *PIXELS, unused, "x"), 2, unused, "none of --eval-metrics")
     one_line(call(capsys, "train", *flags, "--eval-every", 2, "--eval-metrics", "fud"), 2, "there is no metric 'fud'")
+    np.savez(tmp_path / "stats.npz", mu_pixels=np.zeros(256), sigma_pixels=np.eye(256))
+    bare = [*SMALL, "--results-dir", tmp_path / "r", "--eval-ref", tmp_path / "stats.npz", "--eval-every", 2, *PIXELS]
+    one_line(call(capsys, "train", *bare), 1, "--eval-ref", "stats.npz: it has no features_pixels for kid-pixels")
     missing = ["--eval-every", 2, "--eval-metrics", "mind-dinov2", "--dinov2-weights", tmp_path / "none.pth"]
     one_line(call(capsys, "train", *flags, *missing), 1, "--dinov2-weights", "none.pth")
 
