@@ -85,6 +85,7 @@ def test_several_samples_against_one_reference(files, capsys, monkeypatch):
     assert [float(cell) for cell in lines[4].split()[1:4]] == pytest.approx([n["fd_pixels"] for n in expected], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(files):
     (samples, *_, reference), (features, *_, others) = files
     done = launch("evaluate", samples, "--ref", reference, *WORDS, "--splits", 2, processes=2)

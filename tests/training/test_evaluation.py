@@ -56,7 +56,7 @@ def test_evaluation_while_training_is_that_of_evaluate(reference, inception_weig
 PIXELS = ["--eval-metrics", "fd-pixels", "kid-pixels,mind-pixels"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_any_number_of_processes_gives_the_number_that_the_samplers_give(processes, reference, tmp_path):
     """To the last digit, by the command that the log names; two batches, so that two processes have one each. No weights."""
     flags = ["--eval-every", 2, "--eval-samples", 70, "--eval-ref", reference, *PIXELS, "--global-seed", 5, "--lr", 1e-2]
