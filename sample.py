@@ -109,7 +109,7 @@ def main(args):
         generate(args, pipe, settings)
         return 0
 
-    from data.parts import spread
+    from common.spread import spread
     from data.sources import LabelledImages
 
     dataset = LabelledImages(args.data_path, pipe.recipe)

@@ -87,7 +87,7 @@ def describe(args, pipe, guidance, precision, data):
 
 def make_work(args, pipe, settings, expected_fid, scores):
     """(what makes the chunks, how many items there are, what is said of their data)"""
-    from data.parts import spread
+    from common.spread import spread
     from data.sources import LabelledImages
     from inference.chunked import Labels, Samples, Scores
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 
 from common.errors import UsageError, UserError
 from common.kinds import KINDS
+from metrics.names import DEFAULT, METRICS, unused_weights, word
 from train_utils import (
     Listed,
     Parser,
@@ -115,7 +116,10 @@ def add_evaluation_args(add):
     free(add("--eval-every", type=positive_int, help="steps between evaluations (never)"))
     free(add("--eval-samples", type=positive_int, default=5_000, help="samples for each"))
     free(add("--eval-ref", help="reference: .npz of images or statistics, or a folder of images"))
+    words = f"what is measured, of {' '.join(METRICS)} ({' '.join(DEFAULT)})"
+    free(add("--eval-metrics", action=Listed, item=word, metavar="METRIC", help=words))
     free(add("--inception-weights", help="file, for machines without network"))
+    free(add("--dinov2-weights", help="the same for metrics of DINOv2: ViT-L/14, facebook's or timm's file"))
 
 
 def check_flags(args):
@@ -133,9 +137,11 @@ def check_flags(args):
     if not (args.val_path or args.val_fraction):
         check_given(args, ("val_every", "val_images"), " goes with --val-path or --val-fraction")
     if not args.eval_every:
-        check_given(args, ("eval_ref", "eval_samples", "inception_weights"), " goes with --eval-every")
+        own = ("eval_ref", "eval_samples", "eval_metrics", "inception_weights", "dinov2_weights")
+        check_given(args, own, " goes with --eval-every")
     if args.eval_every and not args.eval_ref:
         raise UsageError("--eval-every needs a reference: give --eval-ref")
+    check_given(args, unused_weights(args.eval_metrics or DEFAULT), ": none of --eval-metrics needs it")
     if args.wandb and find_spec("wandb") is None:
         raise UserError("--wandb: the package is not installed; pip install wandb, or leave the flag out")
     if isinstance(args.ema_decay, list) and len(set(args.ema_decay)) < len(args.ema_decay):

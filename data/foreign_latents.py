@@ -12,11 +12,11 @@ import torch
 
 from common.errors import UsageError, UserError
 from common.sizes import height_width, image_size_of
+from common.spread import spread
 
 from .images import ImageData
 from .listing import LABELS, read_labels
 from .names import Names
-from .parts import spread
 
 LOOKED_AT = 256  # items whose statistics are taken
 # EDM2 prepares files of the same names and shapes, whose encoder saw pixels in [0, 1] instead of [-1, 1]: means by channel.

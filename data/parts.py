@@ -3,6 +3,7 @@
 import numpy as np
 
 from common.errors import UsageError
+from common.spread import spread
 
 from .images import ImageData
 
@@ -38,9 +39,3 @@ def split(dataset, fraction):
         raise UsageError(f"--val-fraction {fraction} of {len(dataset):,} images leaves nothing to train or to validate on")
     rest = np.setdiff1d(np.arange(len(dataset)), held_out, assume_unique=True)
     return Part(dataset, rest), Part(dataset, held_out)
-
-
-def spread(length, limit):
-    """Up to limit indices below length, evenly spread; None is all."""
-    count = length if limit is None else min(limit, length)
-    return [i * length // count for i in range(count)]

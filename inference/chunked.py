@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from common.atomic import write_atomically, writing
 from common.chunks import write_npz, written_behind
+from common.spread import mean_and_error
 from common.streams import generator
 
 WRITERS = 8  # threads that compress PNGs
@@ -110,11 +111,6 @@ class Scores:
             "nats_standard_error": nats_error,
             "network_calls_per_image": sum(int(c[3]) * len(c[0]) for c in chunks) / store.total,
         }
-
-
-def mean_and_error(values):
-    """(mean, its standard error or None for a single value)"""
-    return float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
 
 
 def keep_chunk(store, chunk, arrays, png_folder):

@@ -1,4 +1,8 @@
-"""What torch-fidelity's Inception sees in images: the features behind FID, sFID, Inception Score, precision and recall."""
+"""What a network sees in images, such as torch-fidelity's Inception, behind FID, sFID, Inception Score, precision and recall.
+
+A network is called with uint8 images (N, 3, H, W) of any size and gives Features, or as many of their fields as it has, on its
+device; its widths are how many numbers each has for an image. networks.py has the others.
+"""
 
 import io
 import pickle
@@ -19,15 +23,22 @@ POOL, SPATIAL, LOGITS = 2048, 17 * 17 * 7, 1008  # numbers that the Inception gi
 
 
 class Features(NamedTuple):
-    """What the Inception sees in N images: float32 on the CPU."""
+    """What a network sees in N images: float32 on the CPU. The widths are the Inception's; the others have the first alone."""
 
-    pool: torch.Tensor  # (N, 2048)
-    spatial: torch.Tensor  # (N, 2023): 7 channels of a 17 x 17 map, channels last
-    logits: torch.Tensor  # (N, 1008), without the bias
+    pool: torch.Tensor  # (N, 2048): what distances are measured in
+    spatial: torch.Tensor = None  # (N, 2023): 7 channels of a 17 x 17 map, channels last
+    logits: torch.Tensor = None  # (N, 1008), without the bias
+
+
+def take(features, rows):
+    """The Features of some of their images: a slice, or indices."""
+    return Features(*(None if field is None else field[rows] for field in features))
 
 
 class Inception:
-    """The network behind the features: uint8 images (N, 3, H, W) of any size -> Features, still on its device."""
+    """The network behind the features of published FIDs."""
+
+    widths = (POOL, SPATIAL, LOGITS)
 
     def __init__(self, network, device):
         self.network, self.device = network.to(device), device
@@ -67,18 +78,18 @@ def load_inception(weights=None, device="cpu"):
 
 
 @torch.no_grad()
-def extract_features(images, inception, batch_size=64, start=0, stop=None, title=None):
-    """Features of images[start:stop], uint8 (N, H, W, 3): a NumPy array, a CPU tensor, or what open_images gives.
+def extract_features(images, network, batch_size=64, start=0, stop=None, title=None):
+    """A network's Features of images[start:stop], uint8 (N, H, W, 3): a NumPy array, a CPU tensor, or what open_images gives.
 
     The arithmetic is that of common.precision. title names a progress bar, which is shown on a terminal.
     """
     stop = len(images) if stop is None else stop
-    features, done = Features(*(torch.empty(stop - start, width) for width in (POOL, SPATIAL, LOGITS))), 0
+    features, done = [torch.empty(stop - start, width) for width in network.widths], 0
     with tqdm(total=stop - start, desc=title, unit=" images", leave=False, disable=None if title else True) as bar:
         for i in range(start, stop, batch_size):
             j = min(i + batch_size, stop)
             batch = torch.tensor(np.asarray(images[i:j])).permute(0, 3, 1, 2)
-            for whole, part in zip(features, inception(batch)) if len(batch) else ():
+            for whole, part in zip(features, network(batch)) if len(batch) else ():
                 whole[done : done + len(batch)] = part
             done += len(batch)
             bar.update(j - i)
@@ -90,16 +101,15 @@ def gather_features(features, world):
     if not world.distributed:
         return features
     parts = [None] * world.size if world.is_main else None
-    dist.gather_object(tuple(features), parts)
+    dist.gather_object([field for field in features if field is not None], parts)
     return Features(*map(torch.cat, zip(*parts))) if world.is_main else None
 
 
-def shared_features(images, inception, batch_size, world, title=None, limit=None):
-    """gather_features of the first limit images, which all processes can read and extract a contiguous share of."""
-    count = min(len(images), limit or len(images))
-    start, stop = (count * rank // world.size for rank in (world.rank, world.rank + 1))
+def shared_features(images, network, batch_size, world, title=None):
+    """gather_features of images that all processes can read and extract a contiguous share of."""
+    start, stop = (len(images) * rank // world.size for rank in (world.rank, world.rank + 1))
     title = title if world.is_main else None
-    features = extract_features(images, inception, batch_size, start, stop, title)
+    features = extract_features(images, network, batch_size, start, stop, title)
     if guard := getattr(images, "guard", None):
         guard.share(world)  # few in each process may be many together
     return gather_features(features, world)

@@ -101,6 +101,19 @@ class NpzImages:
             return np.frombuffer(self.file.read((stop - start) * size), np.uint8).reshape(stop - start, *self.shape[1:])
 
 
+class Chosen:
+    """The images at indices of others, in the order of these; a slice reads uint8 (n, H, W, 3)."""
+
+    def __init__(self, images, indices):
+        self.images, self.indices = images, indices
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, rows):
+        return np.concatenate([self.images[i : i + 1] for i in self.indices[rows]])
+
+
 def open_npz(path):
     """The .npz at path, its arrays not read yet. Raises UserError where there is none."""
     if not path.exists():

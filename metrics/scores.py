@@ -1,11 +1,14 @@
-"""FID, sFID, Inception Score, precision and recall, of features.
+"""The formulas: Frechet distance, Inception Score, precision and recall, KID and MIND, of features.
 
-The metrics are those of ADM's evaluation suite (Dhariwal & Nichol, arXiv 2105.05233).
+Those before KID are the metrics of ADM's evaluation suite (Dhariwal & Nichol, arXiv 2105.05233).
 """
 
 import numpy as np
 import torch
 from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+from common.spread import spread
+from common.streams import generator
 
 NEIGHBOURS = 3  # a ball of precision and recall reaches to its centre's third neighbour
 
@@ -55,18 +58,37 @@ def precision_recall(samples, reference, device="cpu", rows=1024):
     return covered(samples, reference), covered(reference, samples)
 
 
-def evaluate(samples, reference, device="cpu"):
-    """All metrics, by name, of samples' Features against a Reference; None those for which it has no features or
-    statistics."""
-    precision = recall = sfid = None
-    if reference.mu_s is not None:
-        sfid = frechet_distance(*statistics(samples.spatial), reference.mu_s, reference.sigma_s)
-    if reference.features is not None:
-        precision, recall = precision_recall(samples.pool, reference.features, device)
-    return {
-        "fid": frechet_distance(*statistics(samples.pool), reference.mu, reference.sigma),
-        "sfid": sfid,
-        "inception_score": inception_score(samples.logits),
-        "precision": precision,
-        "recall": recall,
-    }
+def kernel_distance(samples, reference, device="cpu", subsets=100, size=1000):
+    """KID (Binkowski et al., arXiv 1801.01401) of features (N, D) against (M, D): the squared MMD of k(x, y) = (x y / D + 1)^3.
+
+    It is unbiased, so near 0, and as often below, for samples that are as the reference: the mean over random subsets of size
+    images of each, or of all there are of the fewer. In float64, the same subsets each time. Often printed times 1000; not so
+    here.
+    """
+    numbers, size, values = generator("cpu", 0, "kid"), min(size, len(samples), len(reference)), []
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3  # noqa: E731
+    for _ in range(subsets):
+        rows = (torch.randperm(len(features), generator=numbers)[:size] for features in (samples, reference))
+        x, y = (torch.as_tensor(f)[r].to(device, torch.float64) for f, r in zip((samples, reference), rows))
+        pairs = sum(k.sum() - k.diagonal().sum() for k in (kernel(x, x), kernel(y, y)))  # none of an image with itself
+        values.append((pairs / (size * (size - 1)) - 2 * kernel(x, y).mean()).item())
+    return float(np.mean(values))
+
+
+def sliced_distance(samples, reference, device="cpu", directions=1000):
+    """MIND (arXiv 2605.06797) of features (N, D) against (M, D): 3 D times the mean, over random unit directions, of the mean
+    squared difference of the sorted projections, which is the squared Wasserstein distance along each.
+
+    It takes equally many features: of the more, evenly spread ones. In float64, along the same directions each time.
+    """
+    count, width = min(len(samples), len(reference)), samples.shape[1]
+    x, y = (torch.as_tensor(f)[spread(len(f), count)].to(device, torch.float64) for f in (samples, reference))
+    units = torch.randn(directions, width, dtype=torch.float64, generator=generator("cpu", 0, "mind"))
+    units = (units / units.norm(dim=1, keepdim=True)).to(device)
+    total = sum((_sorted(x, part) - _sorted(y, part)).square().mean(0).sum() for part in units.split(100))
+    return 3 * width * total.item() / directions
+
+
+def _sorted(features, units):
+    """Features (N, D) along each of K unit vectors (K, D), in order: (N, K)."""
+    return (features @ units.T).sort(0).values

@@ -15,23 +15,23 @@ import torch_fidelity
 from PIL import Image
 
 import evaluate
-from metrics import scores
+from metrics import report, scores
 from metrics.reference import STATISTICS, Reference, measure_reference, open_reference
+from metrics.results import evaluate as measured
 from small_features import low_rank_distance, small_features
 
 ROOT = Path(evaluate.__file__).parent
 
 
-def test_reference_of_statistics_alone_has_no_precision_and_recall(capsys):
+def test_reference_of_statistics_alone_has_no_precision_and_recall():
     features, others = small_features(60, seed=1), small_features(50, seed=2)
     statistics = *scores.statistics(others.pool), *scores.statistics(others.spatial)
     known, unknown = Reference(*statistics, others.pool.numpy(), 50), Reference(*statistics)
-    full, part = scores.evaluate(features, known), scores.evaluate(features, unknown)
+    full, part = (measured({"inception": features}, {"inception": each}) for each in (known, unknown))
     assert part == {**full, "precision": None, "recall": None} and full["precision"] is not None
-    evaluate.show(part, 50_000, unknown)
-    output = capsys.readouterr()
-    assert output.err.splitlines() == ["WARNING: no precision and recall: the reference has neither images nor their features"]
-    assert [line.split()[-1] for line in output.out.splitlines()][-2:] == ["-", "-"]
+    told = ["no precision and recall: the reference has neither images nor their features"]
+    assert [*report.limits(part, 50_000, {"inception": 24})] == told
+    assert [line.split()[-1] for line in report.table([part])][-2:] == ["-", "-"]
 
 
 def command_line(arguments, folder):
@@ -105,11 +105,11 @@ def test_command_line_measures_and_records(alone, weights, samples, reference, s
 
 
 def test_saved_statistics_are_the_reference(alone, sample_features, reference_features):
-    results, _, _, stats = alone
-    saved = measure_reference(open_reference(stats), None)
+    found, _, _, stats = alone
+    saved = measure_reference(open_reference(stats), None)["inception"]
     assert saved.count == 8 and saved.features.dtype == np.float32 and not list(stats.parent.glob(".*.tmp"))
-    again = scores.evaluate(sample_features, saved)
-    assert again == pytest.approx({name: results[name] for name in METRICS}, rel=1e-9)
+    again = measured({"inception": sample_features}, {"inception": saved})
+    assert again == pytest.approx({name: found[name] for name in METRICS}, rel=1e-9)
 
 
 def test_two_processes_equal_one(alone, folder, weights, samples, reference):
@@ -137,6 +137,7 @@ def files(folder, samples, reference, weights, sample_images):
         np.savez(paths[name], **arrays)
 
     statistics = {key: np.zeros(shape) for key, shape in STATISTICS.items()}
+    npz("zeros", **statistics)
     npz("objects", arr_0=np.array([None, {}], dtype=object))
     npz("floats", arr_0=sample_images.astype(np.float32))
     npz("channels_first", arr_0=sample_images.transpose(0, 3, 1, 2))
@@ -198,6 +199,16 @@ class Harmful:
         ("{samples} --ref {reference} --precision fp16", 2, "invalid choice: 'fp16'"),
         ("{samples} --ref {reference} --precision bf16 --save-stats x.npz", 2, "--save-stats with --precision bf16"),
         ("{samples} --ref {reference} --precision tf32", 2, "this device (cpu) has no TF32"),
+        ("{samples} --ref {reference} --metrics fid,fud", 2, "there is no metric 'fud'; choose from fid sfid is"),
+        ("{samples} --ref {reference} --metrics fd-pixels --dinov2-weights {text}", 2, "--dinov2-weights: none of --metrics"),
+        ("{samples} --ref {reference} --dinov2-weights {text}", 2, "--dinov2-weights: none of --metrics needs it"),
+        ("{samples} --ref {reference} --metrics fd-dinov2 --dinov2-weights {code}", 1, "code.pth: refused"),
+        ("{samples} --ref {zeros} --metrics kid", 1, "zeros.npz: it has no features for kid, and no images"),
+        ("{samples} --ref {zeros} --metrics fd-pixels", 1, "zeros.npz: it has no mu_pixels and sigma_pixels for fd-pixels"),
+        ("{samples} --ref {reference} --metrics is --save-stats x.npz", 2, "--save-stats: is measures nothing of a reference"),
+        ("{samples} --ref {reference} --splits 1", 2, "--splits 1: a standard error takes 2 or more"),
+        ("{samples} --ref {reference} --splits 2", 2, "would have 3 images; the metrics need 4 or more"),
+        ("{samples} {samples} --ref {reference}", 2, "give each once"),
         ("{samples} --reff {reference}", 2, "--ref"),
         ("{samples} --ref {reference} --batchsize 4", 2, "did you mean --batch-size?"),
     ],

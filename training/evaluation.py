@@ -1,34 +1,58 @@
 """The metrics of evaluate.py while training."""
 
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 
-from common.errors import UserError
+from common.errors import UserError, told_as
 from common.precision import set_precision
 from inference import ODE
-from metrics.features import extract_features, gather_features, load_inception, shared_features
+from inference.chunked import Labels
+from metrics.features import extract_features, gather_features, shared_features, take
+from metrics.names import DEFAULT, WEIGHTS, networks_of
+from metrics.networks import load_networks
 from metrics.reference import measure_reference, open_reference
-from metrics.scores import NEIGHBOURS, evaluate
+from metrics.results import evaluate
+from metrics.scores import NEIGHBOURS
 from transport import SolverError
 
-CHUNK = 32  # samples at once
+CHUNK = 32  # samples that are drawn at once: dopri5's steps are those of its whole batch
+BATCH = 64  # images whose features are taken at once, as evaluate.py does
 
 
 class Evaluation:
-    """FID and the rest of EMA samples against --eval-ref: sample i is of class i mod their number. Making one loads what
-    it needs, tells warn what is unreadable of it, and raises UserError naming a file that is missing."""
+    """FID and the rest of EMA samples against --eval-ref: those that sample_ddp.py draws with balanced labels.
+
+    Sample i has its label and its noise from (--global-seed, i), and is drawn in the same chunk and seen in the same batch
+    for any number of processes. Making one loads what it needs, tells warn what is unreadable of it, and raises UserError
+    naming a file that is missing.
+    """
 
     def __init__(self, run, warn):
         self.run, flags = run, run.flags
-        opened = open_reference(flags.eval_ref, flags.image_size, warn)  # the folder that one trains on is a reference too
-        if opened[1] is not None and len(opened[1]) <= NEIGHBOURS:
-            raise UserError(f"--eval-ref {flags.eval_ref}: {len(opened[1])} images; the metrics need {NEIGHBOURS + 1} or more")
-        self.inception = load_inception(flags.inception_weights, run.device)
+        self.words = list(dict.fromkeys(flags.eval_metrics or DEFAULT))
+        # The folder that one trains on is a reference too.
+        with told_as("--eval-ref", "--ref"):
+            opened = open_reference(flags.eval_ref, flags.image_size, warn, self.words, strict=flags.eval_metrics is not None)
+        if opened.images is not None and len(opened.images) <= NEIGHBOURS:
+            found = f"{len(opened.images)} images; the metrics need {NEIGHBOURS + 1} or more"
+            raise UserError(f"--eval-ref {flags.eval_ref}: {found}")
+        weights = {name: getattr(flags, f"{name}_weights") for name in WEIGHTS}
+        self.networks = run.world.main_first(lambda: load_networks(networks_of(self.words), weights, run.device))
+        with told_as("--eval-ref", "--ref"):
+            opened.check(self.networks)
+        see = lambda images, network: shared_features(images, self.networks[network], BATCH, run.world)  # noqa: E731
         with self._full_precision():
-            measure = partial(shared_features, inception=self.inception, batch_size=64, world=run.world)
-            self.reference = measure_reference(opened, measure)
+            self.references = measure_reference(opened, see)
+
+    @property
+    def command(self):
+        """What draws the same samples from a checkpoint."""
+        flags, fp32 = self.run.flags, self.run.device.type == "cuda" and self.run.precision == "fp32"
+        return (
+            f"sample_ddp.py ODE --labels balanced --cfg-scale 1 --per-proc-batch-size {CHUNK} --num-fid-samples "
+            f"{flags.eval_samples} --global-seed {flags.global_seed}{' --precision fp32' if fp32 else ''} --ckpt CHECKPOINT"
+        )
 
     @contextmanager
     def _full_precision(self):
@@ -52,17 +76,25 @@ class Evaluation:
             warn(failures[0])
             return None
         with self._full_precision():
-            features = gather_features(extract_features(images, self.inception), world)
-            return evaluate(features, self.reference, self.run.device) if world.is_main else None
+            seen = {name: gather_features(extract_features(images, n, BATCH), world) for name, n in self.networks.items()}
+            if not world.is_main:
+                return None
+            order = torch.tensor([i for rank in range(world.size) for batch in self._batches(rank) for i in batch]).argsort()
+            seen = {name: take(features, order) for name, features in seen.items()}
+            return evaluate(seen, self.references, self.words, self.run.device)
+
+    def _batches(self, rank):
+        """The indices of a process's samples: whole batches of all of them, dealt out in turn."""
+        count, step = self.run.flags.eval_samples, BATCH * self.run.world.size
+        return [range(first, min(first + BATCH, count)) for first in range(BATCH * rank, count, step)]
 
     def _draw(self, ema):
         """This process's share of the samples, uint8 (n, H, W, 3)."""
-        run, count, images = self.run, self.run.flags.eval_samples, []
-        pipe, world = run.pipeline(ema), run.world
-        own = range(count * world.rank // world.size, count * (world.rank + 1) // world.size)
-        for first in range(own.start, own.stop, CHUNK):
-            indices = range(first, min(first + CHUNK, own.stop))
-            labels = [i % run.flags.num_classes for i in indices]
-            latents = pipe.draw(labels, seed=run.flags.global_seed, indices=indices, solver=ODE())[-1]
-            images.append(pipe.to_images(latents).cpu())
-        return torch.cat(images)
+        run, pipe, images = self.run, self.run.pipeline(ema), []
+        labels = Labels(run.flags.num_classes, run.flags.global_seed, "balanced")
+        for batch in self._batches(run.world.rank):
+            for first in range(0, len(batch), CHUNK):
+                indices = batch[first : first + CHUNK]
+                draws = dict(seed=run.flags.global_seed, indices=indices, solver=ODE())
+                images.append(pipe.to_images(pipe.draw([labels.of(i) for i in indices], **draws)[-1]).cpu())
+        return torch.cat(images) if images else torch.empty(0, 1, 1, 3, dtype=torch.uint8)  # more processes than batches

@@ -106,6 +106,7 @@ class Monitor:
             self.log(
                 f"Evaluation every {flags.eval_every:,} steps: {flags.eval_samples:,} EMA samples against {flags.eval_ref}"
             )
+            self.log(f"Evaluations can be made again by evaluate.py of {self.evaluation.command}")
 
     def waiting(self):
         self.wait_began = time.time()

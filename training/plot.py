@@ -5,6 +5,8 @@ from itertools import accumulate, cycle
 
 import matplotlib
 
+from metrics.names import HIGHER_IS_BETTER, METRICS
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -29,10 +31,10 @@ def running_mean(values, window):
 
 def save_plot(path, title, rows, validations=(), evaluations=()):
     """Draw every loss in rows of metrics.csv, with a running mean where there are many; beside them the validations' losses by
-    time, and the evaluations' FIDs, where there are any."""
-    _, fids = column(evaluations, "step", "fid")
+    time, and the evaluations' FIDs, or the first of their metrics, where there are any."""
+    measured = [name for metric in METRICS.values() for name in metric.titles if column(evaluations, "step", name)[1]]
     draw = [partial(_losses, rows, validations, title)] + [partial(_by_time, validations)] * bool(validations)
-    draw += [partial(_fids, evaluations)] * bool(fids)
+    draw += [partial(_evaluated, evaluations, name) for name in measured[:1]]
     figure, panels = plt.subplots(1, len(draw), figsize=(0.5 + 5.5 * len(draw), 4), dpi=120, squeeze=False)
     for panel, draw_into in zip(panels.flat, draw):
         draw_into(panel)
@@ -73,6 +75,8 @@ def _tenths(row, name):
     return values, [tenth / 10 for tenth in range(11)]
 
 
-def _fids(evaluations, axes):
-    axes.plot(*column(evaluations, "step", "fid"), "o-", color="tab:orange")
-    axes.set(xlabel="step", ylabel="FID of EMA samples", title="lower is better")
+def _evaluated(evaluations, name, axes):
+    axes.plot(*column(evaluations, "step", name), "o-", color="tab:orange")
+    title = next(metric.titles[name] for metric in METRICS.values() if name in metric.titles)
+    better = "higher" if name in HIGHER_IS_BETTER else "lower"
+    axes.set(xlabel="step", ylabel=f"{title} of EMA samples", title=f"{better} is better")

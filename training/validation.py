@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from common.spread import spread
 from common.streams import generator
 from data.images import to_latents
-from data.parts import spread
 from data.tolerant import Tolerant
 
 CHUNK = 32  # images at once

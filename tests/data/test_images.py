@@ -7,10 +7,10 @@ from PIL import Image
 
 from common.errors import UsageError, UserError
 from common.recipe import Recipe
+from common.spread import spread
 from data.folders import FolderDataset
 from data.images import DigitsDataset, center_crop, held_out_digits, load_image, to_pixels
 from data.order import StepSampler
-from data.parts import spread
 from data.sources import LabelledImages
 
 

@@ -6,7 +6,7 @@ import torch
 import torch_fidelity
 
 from common.errors import UserError
-from metrics.features import extract_features, load_inception
+from metrics.features import extract_features, load_inception, take
 from metrics.scores import frechet_distance, inception_score, precision_recall, statistics
 
 
@@ -71,3 +71,9 @@ def test_without_a_network_the_mend_is_named(monkeypatch, tmp_path):
 
 def refuse(*args, **kwargs):
     raise OSError("no network")
+
+
+def test_some_images_of_features(sample_features):
+    part = take(sample_features, slice(1, None, 3))
+    assert part.pool.tolist() == sample_features.pool[[1, 4]].tolist() and len(part.logits) == 2
+    assert take(sample_features._replace(logits=None), [0]).logits is None
