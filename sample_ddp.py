@@ -9,9 +9,6 @@ number of processes makes the same .npz, bit for bit. Killed and started again, 
 
 import argparse
 import hashlib
-import json
-import sys
-import time
 from pathlib import Path
 
 from common.errors import UsageError
@@ -125,11 +122,8 @@ def main(args):
     solver = solver_from(args)
 
     from common import distributed
-    from common.atomic import writable_folder, write_json, writing
-    from common.chunks import ChunkStore
     from common.precision import set_precision
-    from inference.chunked import make_chunks
-    from inference.records import machine_of
+    from inference.chunked import complete
 
     world = distributed.setup(timeout_hours=24)  # a slow process may end long after the others
     precision = set_precision(args.precision, world.device, args.tf32)
@@ -143,31 +137,12 @@ def main(args):
     pipe.network(settings["guidance"])  # it can be guided so
     work, total, data = make_work(args, pipe, settings, expected_fid, scores)
     name, identity = world.from_main(lambda: describe(args, pipe, settings["guidance"], precision, data))
-    folder = Path(args.sample_dir)
-    result, settings_file = folder / f"{name}.{'csv' if scores else 'npz'}", folder / f"{name}.json"
+    base = Path(args.sample_dir) / name
     if not (args.no_png or scores):
-        work.png_folder = folder / name
-    store = ChunkStore(folder / f"{name}.chunks", total, args.per_proc_batch_size)
-
-    def start():
-        for path in (folder, store.folder, *([folder / name] if not (args.no_png or scores) else [])):
-            writable_folder(path, "--sample-dir")
-        done = settings_file.exists() and result.exists()
-        return done, [] if done else store.missing()
-
-    (done, missing), started = world.from_main(start), time.time()
-    make_chunks(work, store, missing[world.rank :: world.size], show=world.is_main)
-    world.barrier()
+        work.png_folder = base
+    result, summary, done = complete(work, total, args.per_proc_batch_size, base, identity, world)
     if world.is_main:
-        if not done:
-            with writing(folder, "--sample-dir"):
-                summary = work.finish(store, result)
-                made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
-                speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
-                write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
-        if store.folder.is_dir():
-            store.remove()
-        report(json.loads(settings_file.read_text()), result, done)
+        report(summary, result, done)
     distributed.cleanup()
     return 0
 

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import json
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +14,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from common.atomic import write_atomically, writing
-from common.chunks import write_npz, written_behind
+from common.atomic import writable_folder, write_atomically, write_json, writing
+from common.chunks import ChunkStore, write_npz, written_behind
 from common.spread import mean_and_error
 from common.streams import generator
+
+from .records import machine_of
 
 WRITERS = 8  # threads that compress PNGs
 
@@ -51,6 +56,7 @@ class Samples:
     settings: dict
     png_folder: Path = None  # where each image goes as a file too
     expected_fid: float = None
+    ending = ".npz"
 
     def make(self, indices):
         """A chunk: dict of arrays for its file, of which the images are still on the device."""
@@ -83,6 +89,7 @@ class Scores:
     chosen: list  # indices into it
     seed: int
     settings: dict = field(default_factory=dict)
+    ending = ".csv"
 
     def make(self, indices):
         """A chunk: dict of arrays for its file."""
@@ -141,3 +148,35 @@ def make_chunks(work, store, own, show):
         for chunk in own:
             write(keep_chunk, store, chunk, make_chunk(work, store, chunk), getattr(work, "png_folder", None))
             progress.update(len(store.indices(chunk)))
+
+
+def complete(work, total, size, base, identity, world):
+    """Make a work's file, BASE.npz or BASE.csv, and BASE.json with all that it was made of, or what is missing of them.
+
+    size: items of a chunk, which go to the processes by their number. base: a path without its ending. Returns (the file, the
+    .json's content, whether it was there already); the content on the main process alone.
+    """
+    result = base.with_name(f"{base.name}{work.ending}")
+    settings_file = base.with_name(f"{base.name}.json")
+    store = ChunkStore(base.with_name(f"{base.name}.chunks"), total, size)
+
+    def start():
+        for path in filter(None, (base.parent, store.folder, getattr(work, "png_folder", None))):
+            writable_folder(path, "--sample-dir")
+        done = settings_file.exists() and result.exists()
+        return done, [] if done else store.missing()
+
+    (done, missing), started = world.from_main(start), time.time()
+    make_chunks(work, store, missing[world.rank :: world.size], show=world.is_main)
+    world.barrier()
+    if not world.is_main:
+        return result, None, done
+    if not done:
+        with writing(base.parent, "--sample-dir"):
+            summary = work.finish(store, result)
+            made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
+            speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
+            write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
+    if store.folder.is_dir():
+        store.remove()
+    return result, json.loads(settings_file.read_text()), done
