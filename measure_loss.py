@@ -17,7 +17,7 @@ from train_utils import Parser, parse_precision_args, parse_transport_args, posi
 def make_parser():
     parser = Parser(prog="measure_loss.py", description="The loss of a checkpoint by time, for --diffusion-form KL.")
     parser.add_argument("ckpt", metavar="CKPT", help="checkpoint, or a name as sample.py's --ckpt takes it")
-    parse_model_args(parser, vae="ema", ckpt=False)
+    parse_model_args(parser, vae="ema", left_out=("ckpt",))
     group = parser.add_argument_group("measurement")
     group.add_argument("--data-path", required=True, help="images with their classes, of any kind that train.py takes")
     group.add_argument("--num-images", type=positive_int, default=1000, help="of them, evenly spread")

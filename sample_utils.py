@@ -47,16 +47,18 @@ def parse_modes(parser, add_own, vae, cfg_scale, num_images):
             parse_sde_args(sub)
 
 
-def parse_model_args(parser, vae, ckpt=True):
-    """Flags of every script that loads a checkpoint. Without them, the checkpoint's own description holds."""
+def parse_model_args(parser, vae, left_out=()):
+    """Flags of every script that loads a checkpoint, but for those of ckpt and weights that it has in another way. Without
+    them, the checkpoint's own description holds."""
     group = parser.add_argument_group("model", "left out, each is read from the checkpoint; a contradiction is an error")
-    if ckpt:
+    if "ckpt" not in left_out:
         names = "checkpoint, folder, name such as SiT-B-2-256, or hub:REPO/FILE"
         free(group.add_argument("--ckpt", help=f"{names} (published weights of --model and --image-size)"))
     group.add_argument(
         "--kind", default="auto", choices=KINDS, help="whose weights: SiT's, REPA's or DiT's, if that must be said"
     )
-    group.add_argument("--weights", default="ema", help="ema, or another state of the checkpoint: ema-0.999, model")
+    if "weights" not in left_out:
+        group.add_argument("--weights", default="ema", help="ema, or another state of the checkpoint: ema-0.999, model")
     parse_data_args(group, "classes the model knows")
     parse_vae_arg(group, vae)
 

@@ -22,18 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.images import read_digits
 from inference import ODE, SDE, Pipeline
 from inference.chunked import Labels
+from inference.velocity_loss import beside
 from metrics.networks import Pixels
 from metrics.scores import frechet_distance, sliced_distance, statistics
 from transport import DIFFUSION_FORMS, Sampler, create_transport
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "solvers.md"
-CALLS = (6, 10, 20, 40, 80, 160)  # network calls for a sample
+CALLS = (6, 10, 20, 40, 80)  # network calls for a sample
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)  # of adaptive solvers
 POINTS = 10_000  # of the mixture
 ODES = {"euler": 1, "midpoint": 2, "heun": 2, "heun3": 3, "rk4": 4, "explicit_adams": 1, "multistep": 1}  # calls a step
 ADAPTIVE = ("dopri5", "bosh3", "dopri8")
 SDES = [("Euler", form, 1) for form in DIFFUSION_FORMS if form != "KL"]
 SDES += [("Heun", "sigma", 2), ("Multistep", "sigma", 1), ("Multistep", "SBDM", 1)]
+ETAS = (0.003, 0.03, 0.3)  # of form KL, for which the checkpoint's loss by time is needed
 
 
 class Mixture:
@@ -58,21 +60,19 @@ class Mixture:
         return (share * (self.means + (t * self.std**2 - (1 - t)) / variance * away)).sum(1)
 
 
-def solvers():
-    """(name, kind, points in time for so many calls) of what is compared; the SDE's last step is a call too."""
+def solvers(etas=()):
+    """(name, settings but for the last, which is one of these) of what is compared: points in time for so many calls, of
+    which the SDE's last step is one, or tolerances."""
     for method, each in ODES.items():
-        yield f"ODE {method}", ("ODE", method, None), [calls // each + 1 for calls in CALLS if calls // each >= 1]
+        numbers = [calls // each + 1 for calls in CALLS if calls >= each]
+        yield f"ODE {method}", [ODE(method, num_steps=number) for number in numbers]
     for method in ADAPTIVE:
-        yield f"ODE {method}", ("ODE", method, None), TOLERANCES
+        yield f"ODE {method}", [ODE(method, rtol=tolerance, atol=tolerance / 1000) for tolerance in TOLERANCES]
     for method, form, each in SDES:
-        yield f"SDE {method}, {form}", ("SDE", method, form), [(calls - 1) // each + 1 for calls in CALLS]
-
-
-def settings_of(kind, method, form, number):
-    """The library's object; number: points in time, or the tolerance of an adaptive solver."""
-    if kind == "SDE":
-        return SDE(method, form, num_steps=number)
-    return ODE(method, rtol=number, atol=number / 1000) if method in ADAPTIVE else ODE(method, num_steps=number)
+        numbers = [(calls - 1) // each + 1 for calls in CALLS]
+        yield f"SDE {method}, {form}", [SDE(method, form, num_steps=number) for number in numbers]
+    for eta in etas:
+        yield f"SDE Euler, KL, eta {eta:g}", [SDE("Euler", "KL", eta=eta, num_steps=calls) for calls in CALLS]
 
 
 class Plain:
@@ -86,13 +86,13 @@ def on_mixture():
     exact, z = Mixture(), torch.randn(POINTS, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     reference, found = exact.sample(POINTS, 1), {}
     flow = Sampler(Plain.transport).sample_ode(sampling_method="dopri8", rtol=1e-10, atol=1e-10)(z, exact)[-1]
-    for name, kind, numbers in solvers():
-        for number in numbers:
+    for name, settings in solvers():
+        for solver in settings:
             calls = []
             network = lambda x, t, calls=calls: calls.append(1) or exact(x, t)  # noqa: E731
             torch.manual_seed(0)
-            x = settings_of(*kind, number).sampling(Plain, torch.randn_like)(z, network)[-1]
-            distance = (x - flow).square().sum(1).mean().sqrt().item() if kind[0] == "ODE" else None
+            x = solver.sampling(Plain, torch.randn_like)(z, network)[-1]
+            distance = (x - flow).square().sum(1).mean().sqrt().item() if isinstance(solver, ODE) else None
             found.setdefault(name, []).append((len(calls), distance, sliced_distance(x, reference)))
     return found, sliced_distance(exact.sample(POINTS, 2), reference)
 
@@ -105,13 +105,13 @@ def on_digits(ckpt, count):
     real = see(np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None].repeat(3, 1))
     reference, labels, found = statistics(real), Labels(10, 0, "balanced"), {}
     indices = range(count)
-    for name, kind, numbers in solvers():
-        for number in numbers:
+    for name, settings in solvers(ETAS if beside(ckpt).exists() else ()):
+        for solver in settings:
             before, started = pipe.calls, time.time()
             features = []
             for first in range(0, count, 250):
                 chunk = indices[first : first + 250]
-                latents = pipe.draw([labels.of(i) for i in chunk], indices=chunk, solver=settings_of(*kind, number))[-1]
+                latents = pipe.draw([labels.of(i) for i in chunk], indices=chunk, solver=solver)[-1]
                 features.append(see(pipe.to_images(latents).permute(0, 3, 1, 2)))
             calls = (pipe.calls - before) * 250 / count
             distance = frechet_distance(*statistics(torch.cat(features)), *reference)
@@ -160,7 +160,7 @@ def write(**tables):
     PAGE.write_text(text)
 
 
-def main(ckpt, count=1000):
+def main(ckpt, count=500):
     pictures = PAGE.parent / "pictures"
     mixture, floor = on_mixture()
     flows = {name: rows for name, rows in mixture.items() if name.startswith("ODE")}
