@@ -163,9 +163,8 @@ def parse_sde_args(parser):
     group = parser.add_argument_group("SDE", "dX = (v + D score) dt + sqrt(2 D) dW; the paper writes w = 2 D")
     group.add_argument("--sampling-method", default="Euler", choices=SDE_METHODS, help="Euler is Euler-Maruyama")
     group.add_argument("--diffusion-form", default="sigma", choices=DIFFUSION_FORMS, help="form of D(t)")
-    group.add_argument(
-        "--diffusion-norm", type=non_negative, default=1.0, help="factor of D(t), half the factor of the paper's w(t)"
-    )
+    norm = "factor of D(t), half the factor of the paper's w(t)"
+    group.add_argument("--diffusion-norm", type=non_negative, default=1.0, help=norm)
     eta = "of form KL: price of the noise in its bound, beside the mean loss over dimensions (none: SBDM)"
     group.add_argument("--diffusion-eta", type=non_negative, help=eta)
     loss = "file of measure_loss.py for --diffusion-eta (the one beside the checkpoint)"
@@ -180,12 +179,8 @@ def parse_likelihood_args(parser, num_images):
     group.add_argument("--num-images", type=positive_int, default=num_images, help="how many, evenly spread (all)")
     group.add_argument("--num-probes", type=positive_int, default=1, help="random probes of the divergence")
     group.add_argument("--exact-divergence", action="store_true", help="no probes, one backward pass a dimension")
-    group.add_argument(
-        "--dequantize",
-        default="none",
-        choices=DEQUANTIZE,
-        help="pixel space: uniform noise within each of the 256 levels, which bounds the likelihood of the discrete image",
-    )
+    noise = "pixel space: uniform noise within each of the 256 levels, which bounds the likelihood of the discrete image"
+    group.add_argument("--dequantize", default="none", choices=DEQUANTIZE, help=noise)
 
 
 def parse_precision_args(parser):

@@ -154,7 +154,7 @@ def complete(work, total, size, base, identity, world):
     """Make a work's file, BASE.npz or BASE.csv, and BASE.json with all that it was made of, or what is missing of them.
 
     size: items of a chunk, which go to the processes by their number. base: a path without its ending. Returns (the file, the
-    .json's content, whether it was there already); the content on the main process alone.
+    .json's content, whether it was there already).
     """
     result = base.with_name(f"{base.name}{work.ending}")
     settings_file = base.with_name(f"{base.name}.json")
@@ -169,14 +169,16 @@ def complete(work, total, size, base, identity, world):
     (done, missing), started = world.from_main(start), time.time()
     make_chunks(work, store, missing[world.rank :: world.size], show=world.is_main)
     world.barrier()
-    if not world.is_main:
-        return result, None, done
-    if not done:
-        with writing(base.parent, "--sample-dir"):
-            summary = work.finish(store, result)
-            made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
-            speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
-            write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
-    if store.folder.is_dir():
-        store.remove()
-    return result, json.loads(settings_file.read_text()), done
+
+    def finish():
+        if not done:
+            with writing(base.parent, "--sample-dir"):
+                summary = work.finish(store, result)
+                made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
+                speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}
+                write_json(settings_file, {"command": sys.argv} | summary | identity | speed | machine_of(world))
+        if store.folder.is_dir():
+            store.remove()
+        return json.loads(settings_file.read_text())
+
+    return result, world.from_main(finish), done  # the others wait: the file is there for them too

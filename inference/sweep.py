@@ -45,9 +45,11 @@ class Setting:
     def plain(self):
         """Itself without what it does not use, so that two settings which are one are seen to be."""
         self.solve(), self.guide()
-        kind, _, method = self.solver.partition(":")
+        kind, method, *form = self.solver.split(":")
         if kind == "ODE" and ODE_METHODS[method] == ADAPTIVE:
             self = replace(self, num_sampling_steps=None)
+        if form == [SDE.form]:
+            self = replace(self, solver=f"{kind}:{method}")
         if self.cfg_scale == 1:
             self = replace(self, cfg_channels="3", guidance_low=0.0, guidance_high=1.0)
         return self

@@ -14,7 +14,7 @@ from cli import ENV, ROOT, call, one_line
 from train_utils import TransportSettings, parse_ode_args, parse_sde_args, parse_transport_args, update_ema
 from training.identity import identity_of
 
-SCRIPTS = ("train", "sample", "sample_ddp", "evaluate", "encode_latents", "measure_loss", "reconstruct_ema")
+SCRIPTS = ("train", "sample", "sample_ddp", "evaluate", "encode_latents", "measure_loss", "reconstruct_ema", "sweep")
 HEAVY = ("torch", "diffusers", "timm", "torch_fidelity", "torchvision", "matplotlib", "scipy", "torchdiffeq")
 
 
