@@ -3,36 +3,29 @@
 Each takes Features, a Reference that has the fields which the metric needs, and the device to compute on.
 """
 
-from .scores import (
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-    sliced_distance,
-    statistics,
-)
+from . import scores
 
 
 def fd(samples, reference, device):
     """Frechet distance of the features' Gaussians: FID, and FD of other networks."""
-    return frechet_distance(*statistics(samples.pool), reference.mu, reference.sigma)
+    return scores.frechet_distance(*scores.statistics(samples.pool), reference.mu, reference.sigma)
 
 
 def spatial_fd(samples, reference, device):
-    return frechet_distance(*statistics(samples.spatial), reference.mu_s, reference.sigma_s)
+    return scores.frechet_distance(*scores.statistics(samples.spatial), reference.mu_s, reference.sigma_s)
 
 
 def score(samples, reference, device):
-    return inception_score(samples.logits)
+    return scores.inception_score(samples.logits)
 
 
 def coverage(samples, reference, device):
-    return precision_recall(samples.pool, reference.features, device)
+    return scores.precision_recall(samples.pool, reference.features, device)
 
 
 def kid(samples, reference, device):
-    return kernel_distance(samples.pool, reference.features, device)
+    return scores.kernel_distance(samples.pool, reference.features, device)
 
 
 def mind(samples, reference, device):
-    return sliced_distance(samples.pool, reference.features, device)
+    return scores.sliced_distance(samples.pool, reference.features, device)
