@@ -116,7 +116,7 @@ def main(args):
         with torch.autocast(world.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             return shared_features(images, networks[network], args.batch_size, world, title)
 
-    started, everything = time.time(), {}
+    started, everything, shared = time.time(), {}, None
     references = measure_reference(opened, measure)
     before = time.time() - started
     for path, images in samples.items():
@@ -128,13 +128,30 @@ def main(args):
             if args.splits:
                 results["splits"] = split_summary(features, references, args.splits, words, world.device)
             spent = dict(seconds=before + time.time() - started, images_per_second=speed)
-            own = dict(samples=path, out=outputs[path], num_samples=len(images), **spent)
-            everything[path] = results | {"settings": settings_of(args, words, references, world) | own}
+            own = dict(samples=path, samples_sha256=sha256(path), out=outputs[path], num_samples=len(images), **spent)
+            shared = shared or settings_of(args, words, references, world)
+            everything[path] = results | {"settings": shared | own}
+            keep(outputs[path], everything[path])
     if world.is_main:
         report(args, everything, {name: network.widths[0] for name, network in networks.items()})
-        save(args, everything, outputs, references)
+        save(args, everything, references)
     distributed.cleanup()
     return 0
+
+
+def sha256(path):
+    """Of a file; None of a folder."""
+    from common.checkpoint import file_hash
+
+    return file_hash(path) if Path(path).is_file() else None
+
+
+def keep(path, results):
+    """Write the results of one SAMPLES: those of the next may fail."""
+    from common.atomic import write_json, writing
+
+    with writing(path, "--out"):
+        write_json(path, results)
 
 
 def report(args, everything, widths):
@@ -164,37 +181,34 @@ def summary_of(everything):
 
 def settings_of(args, words, references, world):
     """What all results were made of, but for the samples."""
-    import torch
     import torch_fidelity
 
-    from common.checkpoint import file_hash
+    from inference.records import machine_of
     from metrics.reference import suffix
 
     weights = {name: getattr(args, f"{name}_weights") for name in WEIGHTS}
     return flags_of(args) | dict(
         metrics=words,
         **{f"num_reference{suffix(name)}": reference.count for name, reference in references.items()},
-        **{f"{name}_sha256": file and file_hash(file) for name, file in weights.items()},
+        **{f"{name}_sha256": file and sha256(file) for name, file in weights.items()},
+        ref_sha256=sha256(args.ref),
         torch_fidelity=torch_fidelity.__version__,
-        device=torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
-        processes=world.size,
+        **machine_of(world),
     )
 
 
-def save(args, everything, outputs, references):
-    """The results with all that they were made of, and the reference if it is asked for."""
+def save(args, everything, references):
+    """The summary of several SAMPLES with all that it was made of, and the reference, if they are asked for."""
     import numpy as np
 
     from common.atomic import write_atomically, write_json
 
     try:
-        for path, results in everything.items():
-            write_json(outputs[path], results)
         if args.out and len(everything) > 1:
             over = summary_of(everything)
             means = {key: {name: about[key] for name, about in over.items()} for key in ("mean", "standard_error")}
             shared = next(iter(everything.values()))["settings"]
-            own = ("out", "num_samples", "seconds", "images_per_second")
+            own = ("out", "num_samples", "samples_sha256", "seconds", "images_per_second")
             settings = {key: value for key, value in shared.items() if key not in own} | {"samples": list(everything)}
             write_json(args.out, {"samples": everything, **means, "settings": settings})
         if args.save_stats:

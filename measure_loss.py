@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.errors import UsageError
 from sample_utils import parse_model_args, pipeline_from
-from train_utils import Parser, parse_precision_args, parse_transport_args, positive_int, run, seed, warn
+from train_utils import Parser, check_given, parse_precision_args, parse_transport_args, positive_int, run, seed, warn
 
 
 def make_parser():
@@ -20,9 +20,8 @@ def make_parser():
     parse_model_args(parser, vae="ema", left_out=("ckpt",))
     group = parser.add_argument_group("measurement")
     group.add_argument("--data-path", required=True, help="images with their classes, of any kind that train.py takes")
-    group.add_argument("--num-images", type=positive_int, default=1000, help="of them, evenly spread")
-    group.add_argument("--num-points", type=positive_int, default=10_000, help="images with a time and noise, over all bins")
-    group.add_argument("--bins", type=positive_int, default=50, help="of time, with as many points each")
+    group.add_argument("--num-images", type=positive_int, default=200, help="of them, evenly spread, each once in each bin")
+    group.add_argument("--bins", type=positive_int, default=50, help="of time")
     group.add_argument("--seed", type=seed, default=0, help="of times and noise")
     group.add_argument("--out", metavar="FILE.json", help="where the losses go (beside the checkpoint)")
     parse_precision_args(group)
@@ -33,8 +32,9 @@ def make_parser():
 
 
 def main(args):
-    if args.num_points < 2 * args.bins:
-        raise UsageError(f"--num-points {args.num_points}: {args.bins} bins need two each for their errors")
+    if args.num_images < 2:
+        raise UsageError("--num-images 1: a standard error takes 2 or more")
+    check_given(args, ("time_shift",), ": the loss is measured at all times alike")
 
     from common import distributed
     from common.atomic import writable_folder, writing
@@ -55,14 +55,14 @@ def main(args):
     if dataset.note:
         warn(f"{args.data_path}: {dataset.note}")
     chosen = spread(len(dataset), args.num_images)
-    loss = measure(Points(pipe, dataset, chosen, args.bins, args.seed), args.num_points, world)
+    loss = measure(Points(pipe, dataset, chosen, args.bins, args.seed, args.data_path), world)
     if world.is_main:
         with writing(out.parent, "--out"):
             loss.save(out)
             save_velocity_loss(loss, out.with_suffix(".png"), f"{pipe.path.name}, {pipe.weights}")
         for i in sorted({0, args.bins // 4, args.bins // 2, 3 * args.bins // 4, args.bins - 1}):
             print(f"t = {loss.times[i]:.3f}: {loss.mean[i]:.4f} +- {loss.standard_error[i]:.4f}")
-        print(f"{out}: {args.num_points:,} points of {len(chosen):,} images in {args.bins} bins; a plot beside it")
+        print(f"{out}: {len(chosen):,} images in each of {args.bins} bins; a plot beside it")
     distributed.cleanup()
     return 0
 

@@ -69,11 +69,12 @@ def describe(args, pipe, guidance, precision, data):
     """(name of the run, all that decides its images): no run is mistaken for another's remains."""
     from common.checkpoint import file_hash
     from inference.records import identity_hash, identity_of
-    from inference.velocity_loss import beside
+    from inference.velocity_loss import beside, loss_of
 
     paths = {"model": pipe.path} | ({"guidance": guidance.weak.path} if guidance.weak else {})
     settings = {key: value for key, value in flags_of(args).items() if key in args.identity}
     if settings.get("diffusion_eta") is not None:
+        loss_of(pipe, args.diffusion_loss)  # which says it where it is not there, or another's
         settings["diffusion_loss_sha256"] = file_hash(args.diffusion_loss or beside(pipe.path, pipe.weights))
     identity = identity_of(settings | dict(cfg_scale=guidance.scale, precision=precision), pipe, paths) | data
     model, task = pipe.recipe.model.replace("/", "-"), f"{args.mode}-{args.num_sampling_steps}-{args.sampling_method}"

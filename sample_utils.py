@@ -20,7 +20,8 @@ from train_utils import (
     warn,
     warn_of_precision,
 )
-from transport import PATHS
+from transport import ODE_METHODS, PATHS
+from transport.solvers import ADAPTIVE
 
 MODES = {"ODE": "sample by the probability flow", "SDE": "sample by the reverse SDE"}
 
@@ -113,6 +114,8 @@ def check_likelihood_args(args):
 def solver_from(args):
     """The flags of parse_ode_args or parse_sde_args as an object."""
     if args.mode == "ODE":
+        if "time_shift" in args.given and ODE_METHODS[args.sampling_method] == ADAPTIVE:
+            raise UsageError(f"--time-shift: {args.sampling_method} chooses its own points; it goes with fixed solvers")
         return ODE(args.sampling_method, args.num_sampling_steps, args.atol, args.rtol, args.sampling_path)
     return SDE(
         args.sampling_method,

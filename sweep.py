@@ -6,14 +6,16 @@
         --labels random balanced --num-fid-samples 50000 10000           why does my FID differ
 
 Samples and what was measured of them stay in --out: the same command goes on where it was stopped, and one with more values
-or metrics makes only what is new. sigma-S is the average of that width, of the run's snapshots (reconstruct_ema.py).
+or metrics makes only what is new, but that a larger --num-fid-samples draws its sets anew. sigma-S is the average of width S,
+of the run's snapshots (reconstruct_ema.py). sweep.md, sweep.json and sweep.png are those of the last command.
 """
 
 import sys
+from argparse import ArgumentTypeError
 from dataclasses import asdict
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import UsageError, as_usage_error, told_as
 from common.precision import PRECISIONS
 from inference.sweep import LEVERS, plan, varied
 from metrics.names import DEFAULT, METRICS, WEIGHTS, unused_weights, word
@@ -70,10 +72,9 @@ def make_parser():
 def one_of(*words):
     def parse(text):
         if text not in words:
-            raise ValueError(text)
+            raise ArgumentTypeError(f"choose from {', '.join(words)}, not {text}")
         return text
 
-    parse.__name__ = " or ".join(words)
     return parse
 
 
@@ -104,6 +105,8 @@ def main(args):
     files = {name: getattr(args, f"{name}_weights") for name in WEIGHTS}
     key = pipe = sets = None
     rows = []
+    for weights, precision in dict.fromkeys((each.weights, each.precision) for each in settings):
+        check(args, [each for each in settings if (each.weights, each.precision) == (weights, precision)], world)
     # Weights are loaded once for all of their settings.
     for setting in sorted(settings, key=lambda each: (args.weights.index(each.weights), args.precision.index(each.precision))):
         if key != (setting.weights, setting.precision):
@@ -111,7 +114,6 @@ def main(args):
         if sets is None:
             judge = Judge(args.ref, pipe.recipe.image_size, words, files, out, warn, world)
             sets = Sets(out, args.seeds, args.per_proc_batch_size, settings, judge, args.discard_samples)
-        pipe.network(setting.guide())  # it can be guided so
         rows.append(sets.row(pipe, setting))
         if world.is_main:
             announce(rows[-1], len(rows), settings)
@@ -119,6 +121,15 @@ def main(args):
         report(sorted(rows, key=lambda row: settings.index(row.setting)), words, args, out)
     distributed.cleanup()
     return 0
+
+
+def check(args, settings, world):
+    """Load the weights that some settings share, and see that they can be sampled so, before any are."""
+    pipe = load(args, settings[0], world)
+    for setting in settings:
+        pipe.network(setting.guide())
+        with as_usage_error():
+            setting.solve().sampling(pipe, None)
 
 
 def announce(row, number, settings):
@@ -139,12 +150,13 @@ def load(args, setting, world):
     precision = set_precision(setting.precision, world.device)
     weights, width = {"weights": setting.weights}, setting.weights.removeprefix("sigma-")
     if width != setting.weights:
-        weights = {"weights": "ema", "ckpt": world.from_main(lambda: str(reconstructed(args.ckpt, width)))}
+        weights = {"weights": "ema", "ckpt": world.from_main(lambda: str(reconstructed(args.ckpt, width, args.out)))}
     return world.main_first(lambda: pipeline_from(Namespace(**vars(args) | weights), world.device, precision))
 
 
-def reconstructed(ckpt, width):
-    """File of the average of that width, as reconstruct_ema.py writes it for the checkpoint's step. Raises UserError."""
+def reconstructed(ckpt, width, out):
+    """File of the average of that width at the checkpoint's step, made as reconstruct_ema.py makes it. Raises UserError."""
+    from common.atomic import writable_folder, writing
     from common.checkpoint import save_checkpoint
     from training.reconstruction import doubts, reconstruct
 
@@ -155,13 +167,15 @@ def reconstructed(ckpt, width):
         raise UsageError(
             f"--weights sigma-{width}: a width of the snapshots of {ckpt}'s run is wanted, as sigma-0.1"
         ) from error
-    folder = ckpt.parent.parent
-    path = folder / "reconstructed" / f"{step:07d}-sigma-{sigma_rel:g}.pt"
-    if not path.exists():
-        content, _ = reconstruct([folder], sigma_rel, step)
-        for line in doubts(content):
-            warn(line)
-        path.parent.mkdir(exist_ok=True)
+    path = Path(out) / "weights" / f"{ckpt.parent.parent.name}-{step:07d}-sigma-{sigma_rel:g}.pt"
+    if path.exists():
+        return path
+    with told_as(f"--weights sigma-{width}", f"--sigma-rel {sigma_rel:g}"):
+        content, residual = reconstruct([ckpt.parent.parent], sigma_rel, step)
+    say(f"{path}: the average of width {sigma_rel:g}, to a residual of {residual:.2%}")
+    for line in doubts(content):
+        warn(line)
+    with writing(writable_folder(path.parent, "--out"), "--out"):
         save_checkpoint(content, path)
     return path
 

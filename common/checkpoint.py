@@ -152,6 +152,8 @@ def weights_of(content, path="file", name=None):
             break
     content = _bare(content)
     if not _is_sit(content):
+        if states := [key for key, value in content.items() if _is_sit(value)]:
+            raise UserError(f"--ckpt {path}: it has no ema; name one of its weights, such as --weights {states[0]}")
         found = ", ".join(map(str, list(content)[:3])) or "nothing"
         raise UserError(f"--ckpt {path}: holds no SiT weights (no pos_embed and x_embedder.proj.weight; it has {found}, ...)")
     return content

@@ -56,6 +56,7 @@ class Samples:
     settings: dict
     png_folder: Path = None  # where each image goes as a file too
     expected_fid: float = None
+    flag: str = "--sample-dir"  # under which a person gave the folder
     ending = ".npz"
 
     def make(self, indices):
@@ -89,7 +90,7 @@ class Scores:
     chosen: list  # indices into it
     seed: int
     settings: dict = field(default_factory=dict)
-    ending = ".csv"
+    flag, ending = "--sample-dir", ".csv"
 
     def make(self, indices):
         """A chunk: dict of arrays for its file."""
@@ -120,11 +121,12 @@ class Scores:
         }
 
 
-def keep_chunk(store, chunk, arrays, png_folder):
+def keep_chunk(store, chunk, arrays, work):
     """Write a chunk's file and pictures."""
+    png_folder = getattr(work, "png_folder", None)
     if "images" in arrays:
         arrays["images"] = arrays["images"].cpu().numpy()
-    with writing(store.folder, "--sample-dir"):
+    with writing(store.folder, work.flag):
         if png_folder:
             save = lambda index, image: Image.fromarray(image).save(png_folder / f"{index:06d}.png")  # noqa: E731
             with ThreadPoolExecutor(WRITERS) as writers:
@@ -146,7 +148,7 @@ def make_chunks(work, store, own, show):
     progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if show else True, unit="image")
     with written_behind() as write, progress:
         for chunk in own:
-            write(keep_chunk, store, chunk, make_chunk(work, store, chunk), getattr(work, "png_folder", None))
+            write(keep_chunk, store, chunk, make_chunk(work, store, chunk), work)
             progress.update(len(store.indices(chunk)))
 
 
@@ -162,7 +164,7 @@ def complete(work, total, size, base, identity, world):
 
     def start():
         for path in filter(None, (base.parent, store.folder, getattr(work, "png_folder", None))):
-            writable_folder(path, "--sample-dir")
+            writable_folder(path, work.flag)
         done = settings_file.exists() and result.exists()
         return done, [] if done else store.missing()
 
@@ -172,7 +174,7 @@ def complete(work, total, size, base, identity, world):
 
     def finish():
         if not done:
-            with writing(base.parent, "--sample-dir"):
+            with writing(base.parent, work.flag):
                 summary = work.finish(store, result)
                 made, seconds = sum(len(store.indices(chunk)) for chunk in missing), time.time() - started
                 speed = {"made_in_this_run": made, "wall_seconds": seconds, "images_per_second": made / seconds}

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from dataclasses import fields
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from common.atomic import write_atomically, write_json, writing
 from common.checkpoint import file_hash
 from common.errors import UserError
+from common.precision import set_precision
 from metrics.features import shared_features, take
 from metrics.image_files import open_images
 from metrics.names import METRICS, networks_of
@@ -19,10 +22,11 @@ from metrics.results import evaluate
 from metrics.scores import NEIGHBOURS
 
 from .chunked import Labels, Samples, complete
-from .records import identity_hash, identity_of
-from .sweep import Row
+from .records import identity_hash, identity_of, machine_of
+from .sweep import Row, Setting
 
 BATCH = 64  # images whose features are taken at once, as evaluate.py does
+PLAIN = {entry.name: entry.default for entry in fields(Setting)}  # what a set's name does not depend on
 
 
 class Judge:
@@ -31,9 +35,9 @@ class Judge:
     def __init__(self, path, image_size, words, weights, folder, warn, world):
         self.path, self.image_size, self.words, self.weights = path, image_size, words, weights
         self.folder, self.warn, self.world = folder, warn, world
-        files = [path, *filter(None, weights.values())]
-        seen = repr([file_hash(file) if Path(file).is_file() else str(Path(file).resolve()) for file in files])
-        self.key = hashlib.sha256(f"{seen} {image_size if Path(path).is_dir() else ''}".encode()).hexdigest()[:8]
+        found = world.from_main(lambda: [fingerprint(path), *(file and file_hash(file) for file in weights.values())])
+        self.identity = {"path": str(path), "sha256": found[0], "weights_sha256": dict(zip(weights, found[1:]))}
+        self.key = hashlib.sha256(repr((found, image_size if Path(path).is_dir() else None)).encode()).hexdigest()[:8]
         self.networks = self.references = None
         self.open()  # what is wrong with it is told before samples are drawn
 
@@ -59,10 +63,22 @@ class Judge:
         opened.check(self.networks)
         self.references = measure_reference(opened, partial(self.see, title="reference"))
         if world.is_main and opened.seers:
-            arrays = {key: value for name, each in self.references.items() if each for key, value in each.arrays(name).items()}
-            write_atomically(self.folder / f"reference-{self.key}.npz", lambda file: np.savez(file, **arrays))
+            self._keep()
+
+    def _keep(self):
+        """Write the reference as it was measured, beside what an earlier call measured of it for other metrics."""
+        file, arrays = self.folder / f"reference-{self.key}.npz", {}
+        if file.exists():
+            with np.load(file, allow_pickle=False) as before:
+                arrays |= before
+        for network, reference in self.references.items():
+            arrays |= reference.arrays(network) if reference else {}
+        with writing(self.folder, "--out"):
+            write_atomically(file, lambda out: np.savez(out, **arrays))
 
     def see(self, images, network, title="samples"):
+        """Features in float32, as evaluate.py has them, whatever the samples were drawn in."""
+        set_precision("fp32", self.world.device)
         return shared_features(images, self.networks[network], BATCH, self.world, title)
 
     def measure(self, path, counts, words):
@@ -99,30 +115,50 @@ class Sets:
         """{"calls", "results": {count: {metric: number}}} of one set of samples."""
         world, counts = self.judge.world, self.counts[repr(setting.drawn)]
         paths = {"model": pipe.path}
-        drawn = setting.drawn | dict(seed=seed, samples=max(counts), chunk=self.size, state=pipe.weights)
+        drawn = setting.drawn | dict(seed=seed, chunk=self.size, state=pipe.weights)
         identity = world.from_main(lambda: identity_of(drawn, pipe, paths))
-        name = f"{slug(setting)}-seed-{seed}-{identity_hash(identity, {})}"
+        name = f"{slug(setting)}-seed-{seed}-{identity_hash(identity, PLAIN)}"
         file = self.folder / "results" / f"{name}-{self.judge.key}.json"
         record = world.from_main(lambda: read(file))
         words = [word for word in self.judge.words if not self._knows(record, counts, word)]
+        total = world.from_main(lambda: self._total(name, max(counts)))
         if not words:
+            if self.discard and world.is_main:  # which a kill may have left
+                (self.folder / "samples" / f"{name}-{total}.npz").unlink(missing_ok=True)
             return record
         labels = Labels(pipe.recipe.num_classes, seed, setting.labels)
-        work = Samples(pipe, labels, seed, dict(solver=setting.solve(), guidance=setting.guide()))
-        path, summary, _ = complete(work, max(counts), self.size, self.folder / "samples" / name, identity, world)
+        work = Samples(pipe, labels, seed, dict(solver=setting.solve(), guidance=setting.guide()), flag="--out")
+        path, summary, _ = complete(work, total, self.size, self.folder / "samples" / f"{name}-{total}", identity, world)
         found = self.judge.measure(path, counts, words)
         if world.is_main:
             results = {str(count): record["results"].get(str(count), {}) | found[str(count)] for count in counts}
             results = record["results"] | results
-            record = dict(calls=summary["network_calls_per_sample"], results=results, reference=str(self.judge.path)) | identity
+            measured = {"torch_fidelity": version("torch-fidelity")} | machine_of(world)
+            record = dict(calls=summary["network_calls_per_sample"], results=results, reference=self.judge.identity)
+            record |= identity | measured
             with writing(self.folder, "--out"):
                 write_json(file, record)
             if self.discard:
                 path.unlink()
         return world.broadcast(record)
 
+    def _total(self, name, wanted):
+        """How many samples the set has that is there and large enough, or else is to have."""
+        kept = (file.stem.rpartition("-")[2] for file in (self.folder / "samples").glob(f"{name}-*.npz"))
+        return min((int(each) for each in kept if each.isdecimal() and int(each) >= wanted), default=wanted)
+
     def _knows(self, record, counts, word):
         return all(METRICS[word].titles.keys() <= record["results"].get(str(count), {}).keys() for count in counts)
+
+
+def fingerprint(path):
+    """SHA-256 of a file, or of the names, sizes and times of a folder's files."""
+    path = Path(path)
+    if path.is_file():
+        return file_hash(path)
+    files = sorted((str(file.relative_to(path)), file.stat()) for file in path.rglob("*") if file.is_file())
+    told = repr([(name, about.st_size, about.st_mtime_ns) for name, about in files])
+    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()
 
 
 def slug(setting):

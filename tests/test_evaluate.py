@@ -101,7 +101,12 @@ def test_command_line_measures_and_records(alone, weights, samples, reference, s
     assert settings["num_samples"] == 7 and settings["num_reference"] == 8 and settings["processes"] == 1
     digest = subprocess.run(["sha256sum", weights], capture_output=True, text=True, check=True).stdout.split()[0]
     assert settings["inception_sha256"] == digest and settings["torch_fidelity"] == torch_fidelity.__version__
-    assert settings["device"] == "cpu" and settings["seconds"] > 0 and settings["images_per_second"] > 0
+    assert (
+        settings["device"]
+        and settings["versions"]["torch"] == torch.__version__
+        and settings["seconds"] > 0
+        and settings["images_per_second"] > 0
+    )
 
 
 def test_saved_statistics_are_the_reference(alone, sample_features, reference_features):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cli import call, launch, one_line
 
-SMALL = ["--data-path", "builtin:digits", "--num-images", 40, "--num-points", 80, "--bins", 4]
+SMALL = ["--data-path", "builtin:digits", "--num-images", 20, "--bins", 4]
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_measured_once_and_used(ckpt, tmp_path, capsys):
         assert done.code == 0, done.err
     assert (tmp_path / "two.json").read_text() == (tmp_path / "0000006.loss.json").read_text()
     assert Image.open(tmp_path / "two.png").size[0] > 300
-    assert "t = 0.125: " in done.out and "80 points of 40 images in 4 bins" in done.out
+    assert "t = 0.125: " in done.out and "20 images in each of 4 bins" in done.out
     pictures = []
     for more in (
         [],
@@ -65,9 +65,12 @@ def test_bad_settings_are_one_line(ckpt, tmp_path, capsys):
     one_line(call(capsys, *sde, "--diffusion-eta", 0.1), 2, "--diffusion-eta", "--diffusion-form KL")
     one_line(call(capsys, *sde, "--diffusion-form", "KL", "--diffusion-eta", 0), 2, "above 0")
     one_line(call(capsys, *sde, "--diffusion-form", "KL", "--diffusion-eta", 0.1), 1, "measure_loss.py", "0000006.loss.json")
+    many = ("sample_ddp", "SDE", "--ckpt", ckpt, "--sample-dir", tmp_path / "s", "--diffusion-form", "KL")
+    one_line(call(capsys, *many, "--diffusion-eta", 0.1), 1, "run measure_loss.py", "0000006.loss.json")
     one_line(call(capsys, *sde, "--diffusion-loss", "x"), 2, "--diffusion-loss goes with --diffusion-eta")
     measure = ("measure_loss", ckpt, *SMALL)
-    one_line(call(capsys, *measure, "--num-points", 7), 2, "--num-points 7", "two each")
+    one_line(call(capsys, *measure, "--num-images", 1), 2, "--num-images 1")
+    one_line(call(capsys, *measure, "--time-shift", 2), 2, "--time-shift")
     one_line(call(capsys, *measure, "--out", tmp_path), 2, "--out", ".json")
     one_line(call(capsys, "measure_loss", tmp_path / "no.pt", "--data-path", "builtin:digits"), 1, "there is no such file")
     one_line(call(capsys, "measure_loss", ckpt, "--data-path", tmp_path / "no"), 1, "no")

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from cli import DIGITS, call, launch, one_line
 
@@ -84,7 +86,47 @@ def test_fewer_samples_are_the_first_of_more(ask, ref, tmp_path, capsys):
 def test_discarded_samples_leave_their_numbers(ask, tmp_path):
     assert ask(*SMALL, "--discard-samples").code == 0
     assert not list((tmp_path / "sweep" / "samples").glob("*.npz"))
-    assert ask(*SMALL, "--discard-samples").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.sweep_run.complete", None)  # nothing is to be drawn
+        assert ask(*SMALL, "--discard-samples").code == 0
+
+
+def test_features_are_those_of_float32_whatever_is_sampled_in(ask, monkeypatch):
+    from inference import sweep_run
+
+    seen, real = [], sweep_run.shared_features
+    allowed = lambda: (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)  # noqa: E731
+    monkeypatch.setattr(sweep_run, "shared_features", lambda *args: seen.append(allowed()) or real(*args))
+    assert ask(*SMALL, "--precision", "bf16").code == 0
+    assert set(seen) == {(False, False)}
+
+
+def test_a_reference_that_has_changed_is_measured_again(ask, tmp_path, capsys, trained):
+    rng, values = np.random.default_rng(0), []
+    for seed in (0, 0, 1):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        for i in range(6) if len(values) != 1 else ():
+            Image.fromarray(rng.integers(0, 200 + 20 * seed, (32, 32, 3), dtype=np.uint8)).save(
+                tmp_path / "photos" / f"{i}.png"
+            )
+        flags = ["sweep", trained, *SMALL, "--ref", tmp_path / "photos", *PIXELS, "--out", tmp_path / "sweep"]
+        assert call(capsys, *flags).code == 0
+        values.append(json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"][0]["values"]["fd_pixels"])
+    assert values[0] == values[1] != values[2]
+    record = json.loads(next((tmp_path / "sweep" / "results").iterdir()).read_text())
+    assert len(record["reference"]["sha256"]) == 64 and "timm" in record["versions"]
+
+
+def test_what_cannot_be_sampled_is_told_before_anything_is(ask, tmp_path):
+    one_line(ask(*SMALL, "--weights", "ema", "nope"), 1, "no weights 'nope'")
+    one_line(ask("--solver", "ODE:heun", "SDE:Euler:cubic", "--num-fid-samples", 12), 2, "cubic")
+    assert not (tmp_path / "sweep" / "samples").exists() or not list((tmp_path / "sweep" / "samples").iterdir())
+
+
+def test_fewer_samples_than_there_are_draw_nothing(ask, tmp_path):
+    assert ask("--solver", "ODE:heun", "--num-sampling-steps", 4, "--num-fid-samples", 12).code == 0
+    assert ask("--solver", "ODE:heun", "--num-sampling-steps", 4, "--num-fid-samples", 8).code == 0
+    assert len(list((tmp_path / "sweep" / "samples").glob("*.npz"))) == 1
 
 
 @pytest.mark.slow
@@ -102,7 +144,7 @@ def test_two_processes_and_averages_of_any_width(ref, tmp_path):
         tables.append((tmp_path / str(processes) / "sweep.md").read_text())
         assert tables[-1].splitlines()[4].startswith("| sigma-0.08 | 6 |")
     assert tables[0] == tables[1]
-    assert len(list(tmp_path.glob("runs/*/reconstructed/0000020-sigma-0.08.pt"))) == 1
+    assert len(list(tmp_path.glob("1/weights/*-0000020-sigma-0.08.pt"))) == 1
 
 
 def test_bad_settings_are_one_line(ask, trained, ref, tmp_path, capsys):
@@ -111,13 +153,14 @@ def test_bad_settings_are_one_line(ask, trained, ref, tmp_path, capsys):
     one_line(ask(*SMALL, "--weights", "ema-0.5"), 1, "no weights 'ema-0.5'")
     one_line(ask(*SMALL, "--weights", "sigma-wide"), 2, "--weights sigma-wide")
     one_line(ask(*SMALL, "--weights", "sigma-0.1"), 1, "without --ema-power")
+    one_line(ask(*SMALL, "--labels", "some"), 2, "choose from random, balanced")
     one_line(ask(*SMALL, "--num-fid-samples", 2), 2, "--num-fid-samples 2")
     one_line(ask(*SMALL, metrics=["--metrics", "fid"], ckpt=tmp_path / "no.pt"), 1, "there is no such file")
     one_line(ask(*SMALL, metrics=["--metrics", "fd"]), 2, "no metric")
     one_line(ask(*SMALL, "--inception-weights", "x"), 2, "--inception-weights", "none of --metrics")
     flags = ["sweep", trained, *SMALL, *PIXELS, "--out", tmp_path / "sweep"]
     one_line(call(capsys, *flags, "--ref", tmp_path / "none"), 1, "there is no such file")
-    assert not list((tmp_path / "sweep" / "samples").iterdir())
+    assert not list((tmp_path / "sweep").rglob("*.npz"))
     shutil.rmtree(tmp_path / "sweep")
     (tmp_path / "sweep").write_text("")
     one_line(call(capsys, *flags, "--ref", ref), 1, "--out", "cannot write there")

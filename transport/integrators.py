@@ -24,25 +24,39 @@ def restarts(times, edges):
     return [i for i in range(1, len(values)) if jumps(values[i - 1], values[i])]
 
 
-def bounds(a, b, edges, like):
+def bounds(a, b, edges, like, margin=0.0):
     """Smallest and largest time at which the drift may be asked between a and b: just inside an end that is an edge, so
-    that each side of a jump sees its own drift. Scalars of like's dtype and device."""
+    that each side of a jump sees its own drift. margin: how far inside, where the next number is not enough. Scalars of
+    like's dtype and device."""
     low, high = like.new_tensor(min(a, b)), like.new_tensor(max(a, b))
-    inner_low = torch.nextafter(low, high) if min(a, b) in edges else low
-    inner_high = torch.nextafter(high, low) if max(a, b) in edges else high
+    inner_low = torch.nextafter(low, high) + margin if min(a, b) in edges else low
+    inner_high = torch.nextafter(high, low) - margin if max(a, b) in edges else high
     return inner_low, inner_high
 
 
 def integrate_ode(
-    drift, state, t0, t1, *, method, num_steps, plan=None, shift=1, edges=(), trajectory=False, on_step=bool, **tolerances
+    drift,
+    state,
+    t0,
+    t1,
+    *,
+    method,
+    num_steps,
+    plan=None,
+    shift=1,
+    edges=(),
+    margin=0.0,
+    trajectory=False,
+    on_step=bool,
+    **tolerances,
 ):
     """Solve d state/dt = drift(t, state) from t0 to t1, in either direction.
 
     state: a tensor or a tuple of tensors. Fixed solvers, and those of our own, take num_steps - 1 steps, equal but for the
     shift of their points, and where ours remember earlier steps they begin anew behind each time in edges, where the drift may
-    jump. Adaptive ones step as the tolerances atol and rtol demand, and exactly onto the edges. The drift is never asked
-    outside the interval: an adaptive solver would otherwise step past its end and interpolate back, and its first probing
-    step may be of any size. on_step() is called for every step but those of SciPy's solver, which
+    jump. Adaptive ones step as the tolerances atol and rtol demand, and exactly onto the edges (margin: see bounds). The drift
+    is never asked outside the interval: an adaptive solver would otherwise step past its end and interpolate back, and its
+    first probing step may be of any size. on_step() is called for every step but those of SciPy's solver, which
     hides its own. Returns the final state alone, or, with trajectory, a list of num_steps states at equal times. Raises
     SolverError when an adaptive solver gives up.
     """
@@ -57,7 +71,7 @@ def integrate_ode(
         ends = grid.new_tensor([a, b])
         between = grid[(grid > ends.min()) & (grid < ends.max())] if trajectory else grid[:0]
         times = torch.cat([ends[:1], between, ends[1:]])
-        low, high = bounds(a, b, inner, like)
+        low, high = bounds(a, b, inner, like, margin)
 
         def inside(t, y, low=low, high=high):
             inside.latest = drift(t.clamp(low, high), y)

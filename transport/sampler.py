@@ -73,7 +73,7 @@ class Sampler:
         shift = self.transport.settings.time_shift
         check_ode(sampling_method, num_steps, shift)
         settings = dict(method=sampling_method, num_steps=num_steps, shift=shift, plan=self.transport.path_sampler, **more)
-        settings["edges"] = self.transport.times_of(edges)
+        settings |= dict(edges=self.transport.times_of(edges), margin=self.transport.margin)
         return lambda drift, state, t0, t1: integrate_ode(drift, state, t0, t1, **settings)
 
     def sample_ode(

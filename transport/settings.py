@@ -27,6 +27,9 @@ def float_or_auto(text):
     return text if text == "auto" else float(text)
 
 
+float_or_auto.__name__ = "number, or auto"  # for the command line's message
+
+
 def distance(help):
     return number(help, lambda value: 0 <= value < 0.5, "in [0, 0.5)")
 

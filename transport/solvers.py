@@ -113,7 +113,9 @@ def check_ode(method, num_steps, time_shift=1):
     _check("ODE solver", method, ODE_METHODS)
     _check_steps(num_steps)
     if method.endswith("_adams") and time_shift != 1:
-        raise ValueError(f"{method} takes equal steps alone: time_shift must be 1, not {time_shift}")
+        raise ValueError(
+            f"{method} takes equal steps alone, but the model's or your time_shift is {time_shift:g}: give 1, or another solver"
+        )
 
 
 def check_sde(method, form, norm, last_step, last_step_size, num_steps):

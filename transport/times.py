@@ -64,6 +64,7 @@ class Mode(TimeLaw):
             raise ValueError(f"time_scale {self.scale}: that of mode times must be in [-1, {2 / (math.pi - 2):.4f}]")
 
     def times(self, u):
+        u = u.clamp(min=2**-25)  # 0 comes, if rarely, and is the data's end, where a loss may be infinite
         return 1 - u - self.scale * ((u * math.pi / 2).cos() ** 2 - 1 + u)
 
 

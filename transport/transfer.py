@@ -52,6 +52,8 @@ class TransferredTransport(Transport):
     returned in the size that they have on its path: a sample of the ODE is then the network's own.
     """
 
+    margin = 1e-5  # float32 maps times to the network's with errors up to some 1e-6
+
     def __init__(self, own, path_type):
         self.own, self.settings, plan = own, own.settings, PATHS[path_type]()
         self.path_sampler, self.path_type = plan, path_type

@@ -31,6 +31,8 @@ def create_transport(*choices, **settings):
 class Transport:
     """What TransportSettings choose, at work: path_sampler is the plan, prediction how the network's output is read."""
 
+    margin = 0.0  # at which the drift is asked beside an edge, where the network's times are not those of the path
+
     def __init__(self, settings):
         self.settings = settings
         self.path_sampler = plan = PATHS[settings.path_type]()

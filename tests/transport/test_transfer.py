@@ -102,6 +102,20 @@ def test_the_sde_gives_the_data(own, path, prediction, last_step):
     assert min(network.times) >= begin - 1e-7 and max(network.times) <= end + 1e-7
 
 
+@every_pair
+@pytest.mark.parametrize("reverse", [False, True])
+def test_each_side_of_an_edge_sees_its_own_drift(own, path, reverse):
+    """No piece between edges asks the network at a time of another, in float32, whose mapping of times is not exact."""
+    edges = [0.11, 0.3, 0.47, 0.7, 0.93]
+    transport, asked = transferred(own, path, "velocity"), []
+    side = lambda t: (sum(t > edge for edge in edges), sum(t >= edge for edge in edges))  # noqa: E731
+    network = lambda x, t: asked.append(t[0].item()) or x * 0  # noqa: E731
+    Sampler(transport).sample_ode(sampling_method="dopri5", edges=edges, reverse=reverse)(torch.randn(2, 2), network)
+    assert all(above == at for above, at in map(side, asked))  # none on an edge
+    sides = [side(t)[0] for t in asked]
+    assert sides == sorted(sides, reverse=reverse) and set(sides) == set(range(6))
+
+
 def test_edges_are_times_of_the_network():
     transport = transferred("Linear", "GVP", "velocity")
     (edge,) = transport.times_of([0.5])
