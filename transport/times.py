@@ -86,7 +86,8 @@ def make_law(name, **numbers):
     """The law called name with those of its numbers that are not None. Raises ValueError for one that it has not."""
     numbers = {key: value for key, value in numbers.items() if value is not None}
     for key in numbers.keys() - {entry.name for entry in fields(TIME_LAWS[name])}:
-        raise ValueError(f"time_{key} {numbers[key]}: the time law {name} has no such number")
+        having = " and ".join(law for law, kind in TIME_LAWS.items() if key in {entry.name for entry in fields(kind)})
+        raise ValueError(f"time_{key} {numbers[key]}: it goes with time_law {having}, not {name}")
     return TIME_LAWS[name](**numbers)
 
 

@@ -101,8 +101,8 @@ def test_the_shift():
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(time_law="uniform", time_scale=1.0), "uniform has no such number"),
-        (dict(time_law="mode", time_mean=1.0), "mode has no such number"),
+        (dict(time_law="uniform", time_scale=1.0), "goes with time_law logit-normal and mode, not uniform"),
+        (dict(time_law="mode", time_mean=1.0), "goes with time_law logit-normal, not mode"),
         (dict(time_law="mode", time_scale=2.0), r"\[-1, 1.75"),
         (dict(time_law="logit-normal", time_scale=0.0), "above 0"),
         (dict(time_law="beta"), "choose from"),
