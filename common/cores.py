@@ -7,6 +7,7 @@ wait.h). So for as long as others want the cores, a second team of threads is ke
 how threads wait, and no number.
 """
 
+import atexit
 import os
 import sys
 import threading
@@ -39,17 +40,27 @@ class Team:
     """OpenMP threads of which nothing is asked, from hold() to release()."""
 
     def __init__(self):
-        self._leave = None
+        self._leave, self._thread, self._closed, self._lock = None, None, False, threading.Lock()
 
     def hold(self):
-        if self._leave is None:
-            self._leave = threading.Event()
-            threading.Thread(target=self._stay, args=(self._leave,), daemon=True, name="team").start()
+        with self._lock:
+            if self._leave is None and not self._closed:
+                self._leave = threading.Event()
+                self._thread = threading.Thread(target=self._stay, args=(self._leave,), daemon=True, name="team")
+                self._thread.start()
 
     def release(self):
         if self._leave is not None:
             self._leave.set()
             self._leave = None
+
+    def close(self):
+        """For good, at the interpreter's end: a thread that it kills inside of PyTorch takes the process down with it."""
+        with self._lock:
+            self._closed = True
+        self.release()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
 
     @staticmethod
     def _stay(leave):
@@ -61,6 +72,7 @@ class Team:
 
 def _watch():
     team, cores = Team(), os.sched_getaffinity(0)  # those that a cluster or a container gave
+    atexit.register(team.close)
     before, since = cpu_seconds(cores), time.monotonic()
     while True:
         time.sleep(SECONDS)

@@ -102,10 +102,7 @@ def test_command_line_measures_and_records(alone, weights, samples, reference, s
     digest = subprocess.run(["sha256sum", weights], capture_output=True, text=True, check=True).stdout.split()[0]
     assert settings["inception_sha256"] == digest and settings["torch_fidelity"] == torch_fidelity.__version__
     assert (
-        settings["device"]
-        and "torch" in settings["versions"]
-        and settings["seconds"] > 0
-        and settings["images_per_second"] > 0
+        settings["device"] and "torch" in settings["versions"] and settings["seconds"] > 0 and settings["images_per_second"] > 0
     )
 
 

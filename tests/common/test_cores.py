@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from cli import ROOT
+from cli import ENV, ROOT
 from common.cores import VARIABLES, Team, are_shared, cpu_seconds, share_cores
 
 REGIONS = """
@@ -90,3 +90,15 @@ def test_who_has_set_how_threads_wait_has_decided(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     share_cores()
     assert threads("cores") == 0
+
+
+def test_a_process_that_ends_at_once_ends_as_it_wants():
+    """Also while the second team is being made: PyTorch's threads must not be killed in the middle of it."""
+    code = (
+        "import sys; from common import cores; cores.SECONDS = 0.01; cores.are_shared = lambda *a: True; cores.share_cores()\n"
+        "import time, torch; time.sleep({}); sys.exit(3)"
+    )
+    env = {key: value for key, value in ENV.items() if key not in VARIABLES and key != "OMP_NUM_THREADS"}
+    for wait in (0.0, 0.005, 0.01, 0.015, 0.02, 0.03):
+        done = subprocess.run([sys.executable, "-c", code.format(wait)], capture_output=True, text=True, env=env)
+        assert (done.returncode, done.stderr) == (3, "")
