@@ -49,7 +49,7 @@ def make_parser():
     add("--guidance-low", fraction, [0.0], "guide only from this time on (0 is noise)")
     add("--guidance-high", fraction, [1.0], "guide only up to this time (1 is data)")
     add("--weights", str, ["ema"], "states of the checkpoint, or sigma-WIDTH of its run's snapshots")
-    add("--precision", one_of(*PRECISIONS), None, f"of {', '.join(PRECISIONS)} (tf32 on a GPU, fp32 on a CPU)")
+    add("--precision", one_of(*PRECISIONS), [None], f"of {', '.join(PRECISIONS)} (tf32 on a GPU, fp32 on a CPU)")
     add("--labels", one_of("random", "balanced"), ["random"], "how labels are drawn: random or balanced")
     add("--num-fid-samples", positive_int, [50_000], "samples that are measured; fewer are the first of more")
     add("--seeds", seed, [0], "each is another set of samples: error bars are over them")
@@ -90,16 +90,13 @@ def check_flags(args):
 
 
 def main(args):
-    from common import distributed
-    from common.precision import set_precision
-
-    world = distributed.setup(timeout_hours=24)
-    args.precision = args.precision or [set_precision(None, world.device)]
     settings, words = check_flags(args)
 
+    from common import distributed
     from common.atomic import writable_folder
     from inference.sweep_run import Judge, Sets
 
+    world = distributed.setup(timeout_hours=24)
     out = Path(args.out)
     world.from_main(lambda: [str(writable_folder(out / name, "--out")) for name in ("samples", "results")])
     files = {name: getattr(args, f"{name}_weights") for name in WEIGHTS}

@@ -27,7 +27,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults, where there is one to show."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+        if isinstance(action.default, list) and action.default != [None]:
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        nothing = action.default is None or action.default is False or action.default == [None]
+        return action.help if nothing else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

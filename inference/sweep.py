@@ -21,7 +21,7 @@ class Setting:
     guidance_low: float = 0.0
     guidance_high: float = 1.0
     weights: str = "ema"
-    precision: str = "fp32"
+    precision: str = None  # the device's own
     labels: str = "random"
     num_fid_samples: int = 50_000
 

@@ -115,7 +115,7 @@ class Sets:
         """{"calls", "results": {count: {metric: number}}} of one set of samples."""
         world, counts = self.judge.world, self.counts[repr(setting.drawn)]
         paths = {"model": pipe.path}
-        drawn = setting.drawn | dict(seed=seed, chunk=self.size, state=pipe.weights)
+        drawn = setting.drawn | dict(seed=seed, chunk=self.size, state=pipe.weights, precision=pipe.precision)
         identity = world.from_main(lambda: identity_of(drawn, pipe, paths))
         name = f"{slug(setting)}-seed-{seed}-{identity_hash(identity, PLAIN)}"
         file = self.folder / "results" / f"{name}-{self.judge.key}.json"

@@ -17,12 +17,19 @@ def subparsers(parser):
     return {"": parser}
 
 
+def words(default):
+    """As they are typed."""
+    return " ".join(map(str, default)) if isinstance(default, list) else default
+
+
 def default_of(action):
     if action.required:
         return "required"
     if action.default is None or action.default is False or action.default is argparse.SUPPRESS:
         return ""
-    return f"`{action.default}`"
+    if action.default == [None]:
+        return ""
+    return f"`{words(action.default)}`"
 
 
 def table(script):
