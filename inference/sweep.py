@@ -54,9 +54,13 @@ class Setting:
             self = replace(self, cfg_channels="3", guidance_low=0.0, guidance_high=1.0)
         return self
 
+    def value(self, lever):
+        """Its value of a lever, or None of one that it has no use for."""
+        return None if lever in GUIDED and self.cfg_scale == 1 else getattr(self, lever)
+
     def words(self, levers):
-        """Its values of some levers, as a person types them; a dash for one that it has no use for."""
-        shown = (getattr(self, lever) for lever in levers)
+        """Its values of some levers, as a person types them; a dash for None."""
+        shown = map(self.value, levers)
         return ["-" if value is None else f"{value:g}" if isinstance(value, float) else str(value) for value in shown]
 
     @property
@@ -65,6 +69,7 @@ class Setting:
         return {key: value for key, value in asdict(self).items() if key != "num_fid_samples"}
 
 
+GUIDED = ("cfg_channels", "guidance_low", "guidance_high")  # of which a guidance of 1 has none
 LEVERS = tuple(entry.name for entry in fields(Setting))
 
 
@@ -94,7 +99,7 @@ class Row:
 
 def varied(settings):
     """The levers that have more than one value."""
-    return [lever for lever in LEVERS if len({getattr(setting, lever) for setting in settings}) > 1]
+    return [lever for lever in LEVERS if len({setting.value(lever) for setting in settings} - {None}) > 1]
 
 
 def best(rows, name, higher):
@@ -129,18 +134,20 @@ def _title(lever):
 
 def differences(rows, name, digits=4):
     """Lines of how a metric changes from the first row to each row that differs from it in one lever, the largest first."""
-    base, found = rows[0], []
+    base, found, all_varied = rows[0], [], varied([row.setting for row in rows])
     for row in rows[1:]:
         levers = varied([base.setting, row.setting])
         values = [pair for pair in zip(row.values[name], base.values[name]) if None not in pair]
+        steps = {"num_sampling_steps"} if "solver" in levers else set()  # another solver's are no lever of their own
+        if not values or len(set(levers) - steps) != 1:
+            continue
         # Seeds are paired: the same noise and labels were drawn for both.
-        if {"num_sampling_steps", "solver"} >= set(levers) or len(levers) == 1:
-            if not values:
-                continue
-            change, error = mean_and_error([ours - theirs for ours, theirs in values])
-            was, now = (" ".join(word for word in each.setting.words(levers) if word != "-") for each in (base, row))
-            plus_minus = "" if error is None else f" ± {error:.{digits}f}"
-            found.append((abs(change), f"{', '.join(map(_title, levers))} {was} -> {now}: {change:+.{digits}f}{plus_minus}"))
+        change, error = mean_and_error([ours - theirs for ours, theirs in values])
+        details = steps | set(GUIDED if "cfg_scale" in levers and 1 in (base.setting.cfg_scale, row.setting.cfg_scale) else ())
+        shown = [lever for lever in all_varied if lever in levers or lever in details]
+        was, now = (" ".join(word for word in each.setting.words(shown) if word != "-") for each in (base, row))
+        plus_minus = "" if error is None else f" ± {error:.{digits}f}"
+        found.append((abs(change), f"{', '.join(map(_title, shown))} {was} -> {now}: {change:+.{digits}f}{plus_minus}"))
     return [line for _, line in sorted(found, reverse=True)]
 
 
@@ -155,15 +162,15 @@ def draw(rows, name, title, path):
     figure, panels = plt.subplots(1, len(levers), figsize=(4.8 * len(levers) + 0.6, 4), dpi=110, squeeze=False, sharey=True)
     for axes, lever in zip(panels.flat, levers):
         others, lines = [other for other in levers if other != lever], {}
-        values = [value for value in dict.fromkeys(getattr(row.setting, lever) for row in rows) if value is not None]
+        values = [value for value in dict.fromkeys(row.setting.value(lever) for row in rows) if value is not None]
         for row in rows:
-            if row.mean(name)[0] is not None and getattr(row.setting, lever) in values:
+            if row.mean(name)[0] is not None and row.setting.value(lever) in values:
                 label = " ".join(word for word in row.setting.words(others) if word != "-")
                 lines.setdefault(label, []).append(row)
         lines = {label: line for label, line in lines.items() if len(line) > 1} or lines
         numeric = all(isinstance(value, (int, float)) for value in values)
         for label, line in lines.items():
-            place = [getattr(row.setting, lever) if numeric else values.index(getattr(row.setting, lever)) for row in line]
+            place = [row.setting.value(lever) if numeric else values.index(row.setting.value(lever)) for row in line]
             means, errors = zip(*(row.mean(name) for row in line))
             axes.errorbar(
                 place, means, [error or 0 for error in errors], fmt="o-", capsize=3, markersize=4, label=label or None

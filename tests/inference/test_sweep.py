@@ -85,3 +85,21 @@ def test_every_lever_is_a_flag():
 
     args = sweep.make_parser().parse_args(["x.pt", "--ref", "y"])
     assert all(hasattr(args, lever) for lever in LEVERS)
+
+
+def test_what_a_setting_has_no_use_for_is_no_difference():
+    """Channels of no guidance are a dash, and guidance on others is compared with it."""
+    settings = plan(LEVELS | dict(cfg_scale=[1.0, 2.0], cfg_channels=["3", "all"]))
+    found = [Row(each, {"fid": [value]}, 98.0) for each, value in zip(settings, (9.0, 3.0, 2.0))]
+    lines = table(found, {"fid": "FID"}, (), {"fid": 1}).splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [["| 1", "-"], ["| 2", "3"], ["| 2", "all"]]
+    assert differences(found, "fid", 1) == [
+        "cfg scale, cfg channels 1 -> 2 all: -7.0",
+        "cfg scale, cfg channels 1 -> 2 3: -6.0",
+    ]
+    solvers = plan(LEVELS | dict(solver=["ODE:dopri5", "SDE:Euler"], num_sampling_steps=[20, 50]))
+    found = [Row(each, {"fid": [value]}, 98.0) for each, value in zip(solvers, (9.0, 3.0, 2.0))]
+    assert differences(found, "fid", 1) == [
+        "solver, sampling steps ODE:dopri5 -> SDE:Euler 50: -7.0",
+        "solver, sampling steps ODE:dopri5 -> SDE:Euler 20: -6.0",
+    ]
