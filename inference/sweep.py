@@ -151,6 +151,24 @@ def differences(rows, name, digits=4):
     return [line for _, line in sorted(found, reverse=True)]
 
 
+def _lines(rows, others):
+    """{label: rows} of rows that are alike in these levers. One that has no use for another lever, such as the steps of an
+    adaptive solver, is on the line of each of that lever's values."""
+    lines = {}
+    for row in rows:
+        key = tuple(map(row.setting.value, others))
+        if None not in key:
+            lines.setdefault(key, []).append(row)
+    for row in rows:
+        key = tuple(map(row.setting.value, others))
+        if None in key:
+            fits = [own for own in lines if all(mine in (None, theirs) for mine, theirs in zip(key, own))]
+            for own in fits or [key]:
+                lines.setdefault(own, []).append(row)
+    lines = {" ".join(line[0].setting.words(others)): line for line in lines.values()}
+    return {label: line for label, line in lines.items() if len(line) > 1} or lines
+
+
 def draw(rows, name, title, path):
     """A panel for each varied lever: the metric by its values, with standard errors; a line for each choice of the others."""
     import matplotlib
@@ -158,28 +176,25 @@ def draw(rows, name, title, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    rows = [row for row in rows if row.mean(name)[0] is not None]
     levers = varied([row.setting for row in rows]) or ["cfg_scale"]
-    figure, panels = plt.subplots(1, len(levers), figsize=(4.8 * len(levers) + 0.6, 4), dpi=110, squeeze=False, sharey=True)
+    figure, panels = plt.subplots(1, len(levers), figsize=(4.2 * len(levers) + 0.6, 4), dpi=110, squeeze=False, sharey=True)
     for axes, lever in zip(panels.flat, levers):
-        others, lines = [other for other in levers if other != lever], {}
         values = [value for value in dict.fromkeys(row.setting.value(lever) for row in rows) if value is not None]
-        for row in rows:
-            if row.mean(name)[0] is not None and row.setting.value(lever) in values:
-                label = " ".join(word for word in row.setting.words(others) if word != "-")
-                lines.setdefault(label, []).append(row)
-        lines = {label: line for label, line in lines.items() if len(line) > 1} or lines
         numeric = all(isinstance(value, (int, float)) for value in values)
+        place = (lambda value: value) if numeric else values.index
+        lines = _lines(
+            [row for row in rows if row.setting.value(lever) in values], [other for other in levers if other != lever]
+        )
         for label, line in lines.items():
-            place = [row.setting.value(lever) if numeric else values.index(row.setting.value(lever)) for row in line]
-            means, errors = zip(*(row.mean(name) for row in line))
-            axes.errorbar(
-                place, means, [error or 0 for error in errors], fmt="o-", capsize=3, markersize=4, label=label or None
-            )
+            points = sorted(((place(row.setting.value(lever)), *row.mean(name)) for row in line), key=lambda point: point[0])
+            x, means, errors = zip(*((at, mean, error or 0) for at, mean, error in points))
+            axes.errorbar(x, means, errors, fmt="o-", capsize=3, markersize=4, label=label or None)
         if not numeric:
             axes.set_xticks(range(len(values)), [str(value) for value in values], fontsize=8)
         axes.set(xlabel=_title(lever))
         axes.grid(alpha=0.3)
-        if others and 1 < len(lines) <= 12:
+        if 1 < len(lines) <= 12:
             axes.legend(frameon=False, fontsize=8)
     panels[0, 0].set_ylabel(title)
     figure.tight_layout()

@@ -5,7 +5,7 @@ from PIL import Image
 
 from common.errors import UsageError
 from inference import ODE, SDE, Guidance
-from inference.sweep import LEVERS, Row, Setting, best, differences, draw, plan, table, varied
+from inference.sweep import LEVERS, Row, Setting, _lines, best, differences, draw, plan, table, varied
 
 LEVELS = {name: [value] for name, value in vars(Setting("ODE:heun", 50)).items()}
 
@@ -103,3 +103,13 @@ def test_what_a_setting_has_no_use_for_is_no_difference():
         "solver, sampling steps ODE:dopri5 -> SDE:Euler 50: -7.0",
         "solver, sampling steps ODE:dopri5 -> SDE:Euler 20: -6.0",
     ]
+
+
+def test_a_setting_without_a_lever_is_on_the_lines_of_all_its_values():
+    settings = plan(LEVELS | dict(cfg_scale=[1.0, 1.5, 2.0], cfg_channels=["3", "all"]))
+    found = [Row(each, {"fid": [1.0]}, 98.0) for each in settings]
+    lines = _lines(found, ["cfg_channels"])
+    assert {label: [row.setting.cfg_scale for row in line] for label, line in lines.items()} == {
+        "3": [1.5, 2.0, 1.0],
+        "all": [1.5, 2.0, 1.0],
+    }
