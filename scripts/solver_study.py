@@ -123,15 +123,17 @@ def on_digits(ckpt, count):
     return found, frechet_distance(*statistics(real[some]), *reference)
 
 
-def draw(results, floor, ylabel, path, what=2, kinds=("ODE", "SDE")):
+def draw(results, floor, ylabel, path, what=2, kinds=("ODE", "SDE"), yscale="log"):
     figure, panels = plt.subplots(1, len(kinds), figsize=(6.2 * len(kinds) + 0.4, 5.2), dpi=110, sharey=True, squeeze=False)
     for axes, kind in zip(panels.flat, kinds):
         for i, (name, rows) in enumerate((name, rows) for name, rows in results.items() if name.startswith(kind)):
             calls, values = zip(*((row[0], row[what]) for row in rows))
-            axes.loglog(calls, values, "o-", markersize=3, linewidth=1.2, color=f"C{i}", label=name.removeprefix(f"{kind} "))
+            style = "o-" if i < 10 else "s--"  # there are ten colours
+            label = name.removeprefix(f"{kind} ")
+            axes.plot(calls, values, style, markersize=3, linewidth=1.2, color=f"C{i}", label=label)
         if floor:
             axes.axhline(floor, color="black", linewidth=0.8, linestyle=":")
-        axes.set(xlabel="network calls", title=kind, xlim=(4, 200))
+        axes.set(xlabel="network calls", title=kind, xscale="log", yscale=yscale, xlim=(3.5, 200))
         axes.set_xticks(CALLS, map(str, CALLS))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
@@ -175,7 +177,7 @@ def main(ckpt=None, count=500):
     if ckpt is None:
         return
     digits, real = on_digits(ckpt, count)
-    draw(digits, real, "Frechet distance of pixels", pictures / "solvers_digits.png")
+    draw(digits, None, "Frechet distance of pixels", pictures / "solvers_digits.png", yscale="linear")
     value, name, calls = min(chain.from_iterable([(row[2], name, row[0]) for row in rows] for name, rows in digits.items()))
     lowest = f"As many real digits: {real:.3g}. The lowest: {name}, {value:.3g} at {calls:g} calls."
     write(digits=f"{table(digits, 2, 3)}\n\n{lowest}")
