@@ -109,7 +109,7 @@ def main(args):
         if key != (setting.weights, setting.precision):
             key, pipe = (setting.weights, setting.precision), load(args, setting, world)
         if sets is None:
-            judge = Judge(args.ref, pipe.recipe.image_size, words, files, out, warn, world)
+            judge = Judge(args.ref, pipe.recipe.image_size, words, files, out, warn, world, strict="metrics" in args.given)
             sets = Sets(out, args.seeds, args.per_proc_batch_size, settings, judge, args.discard_samples)
         rows.append(sets.row(pipe, setting))
         if world.is_main:

@@ -30,10 +30,11 @@ PLAIN = {entry.name: entry.default for entry in fields(Setting)}  # what a set's
 
 
 class Judge:
-    """The networks and the reference of some metrics, loaded when the first samples need them."""
+    """The networks and the reference of some metrics, loaded when the first samples need them. strict: each of the metrics
+    must be possible; else those for which the reference has nothing are None."""
 
-    def __init__(self, path, image_size, words, weights, folder, warn, world):
-        self.path, self.image_size, self.words, self.weights = path, image_size, words, weights
+    def __init__(self, path, image_size, words, weights, folder, warn, world, strict=True):
+        self.path, self.image_size, self.words, self.weights, self.strict = path, image_size, words, weights, strict
         self.folder, self.warn, self.world = folder, warn, world
         found = world.from_main(lambda: [fingerprint(path), *(file and file_hash(file) for file in weights.values())])
         self.identity = {"path": str(path), "sha256": found[0], "weights_sha256": dict(zip(weights, found[1:]))}
@@ -50,7 +51,7 @@ class Judge:
             return self._given()
 
     def _given(self):
-        opened = open_reference(self.path, self.image_size, self.warn, self.words, strict=True)
+        opened = open_reference(self.path, self.image_size, self.warn, self.words, self.strict)
         if opened.images is not None and len(opened.images) <= NEIGHBOURS:
             raise UserError(f"--ref {self.path}: {len(opened.images)} images; the metrics need {NEIGHBOURS + 1} or more")
         return opened

@@ -164,3 +164,17 @@ def test_bad_settings_are_one_line(ask, trained, ref, tmp_path, capsys):
     shutil.rmtree(tmp_path / "sweep")
     (tmp_path / "sweep").write_text("")
     one_line(call(capsys, *flags, "--ref", ref), 1, "--out", "cannot write there")
+
+
+@pytest.mark.slow
+def test_a_reference_of_statistics_alone_has_a_dash_for_the_rest(trained, inception_weights, tmp_path, capsys):
+    """As evaluate.py has it: of the metrics that are measured by default, those that it cannot give."""
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(2048, 64)) / 8
+    np.savez(tmp_path / "stats.npz", mu=rng.normal(size=2048), sigma=root @ root.T)
+    flags = [trained, "--ref", tmp_path / "stats.npz", "--inception-weights", inception_weights, "--out", tmp_path / "sweep"]
+    assert call(capsys, "sweep", *flags, *SMALL).code == 0
+    (row,) = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
+    assert row["values"]["fid"][0] > 0 and row["values"]["precision"] == row["values"]["sfid"] == [None]
+    assert (tmp_path / "sweep" / "sweep.md").read_text().splitlines()[2].count(" - |") == 3
+    one_line(call(capsys, "sweep", *flags, *SMALL, "--metrics", "sfid"), 1, "sfid")
