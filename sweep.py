@@ -86,7 +86,10 @@ def check_flags(args):
     args.seeds = list(dict.fromkeys(args.seeds))
     if min(levers["num_fid_samples"]) < 4:
         raise UsageError(f"--num-fid-samples {min(levers['num_fid_samples'])}: the metrics need 4")
-    return plan(levers, args.one_at_a_time), words
+    settings = plan(levers, args.one_at_a_time)
+    if "time_shift" in args.given and (adaptive := next((each.solver for each in settings if each.is_adaptive), None)):
+        raise UsageError(f"--time-shift: {adaptive} chooses its own points; it goes with fixed solvers")
+    return settings, words
 
 
 def main(args):

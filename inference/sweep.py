@@ -45,14 +45,19 @@ class Setting:
     def plain(self):
         """Itself without what it does not use, so that two settings which are one are seen to be."""
         self.solve(), self.guide()
-        kind, method, *form = self.solver.split(":")
-        if kind == "ODE" and ODE_METHODS[method] == ADAPTIVE:
+        if self.is_adaptive:
             self = replace(self, num_sampling_steps=None)
+        kind, method, *form = self.solver.split(":")
         if form == [SDE.form]:
             self = replace(self, solver=f"{kind}:{method}")
         if self.cfg_scale == 1:
             self = replace(self, cfg_channels="3", guidance_low=0.0, guidance_high=1.0)
         return self
+
+    @property
+    def is_adaptive(self):
+        kind, _, method = self.solver.partition(":")
+        return kind == "ODE" and ODE_METHODS[method] == ADAPTIVE
 
     def value(self, lever):
         """Its value of a lever, or None of one that it has no use for."""

@@ -110,6 +110,7 @@ class Points:
     def __init__(self, pipeline, dataset, chosen, bins, seed, name):
         self.pipeline, self.dataset, self.chosen, self.bins, self.seed = pipeline, dataset, chosen, bins, seed
         self.name = name  # of the data
+        self.network = pipeline.network()  # compiled, if the pipeline is to be
         self.interval = pipeline.transport.ode_interval
 
     def losses(self, indices):
@@ -127,7 +128,7 @@ class Points:
         u = torch.cat([(i % self.bins + torch.rand(1, generator=g)) / self.bins for i, g in zip(indices, streams)])
         t0, t1 = self.interval
         t, x, velocity = pipe.transport.path_sampler.plan((t0 + (t1 - t0) * u).to(device), noise, x1)
-        found = pipe.transport.predict_velocity(pipe.model, x, t, dict(y=labels[rows].to(device)))
+        found = pipe.transport.predict_velocity(self.network, x, t, dict(y=labels[rows].to(device)))
         return (found - velocity).flatten(1).square().mean(1).double().cpu()
 
 

@@ -155,6 +155,7 @@ def test_bad_settings_are_one_line(ask, trained, ref, tmp_path, capsys):
     one_line(ask(*SMALL, "--weights", "sigma-0.1"), 1, "without --ema-power")
     one_line(ask(*SMALL, "--labels", "some"), 2, "choose from random, balanced")
     one_line(ask(*SMALL, "--num-fid-samples", 2), 2, "--num-fid-samples 2")
+    one_line(ask(*SMALL, "--solver", "ODE:dopri5", "--time-shift", 2), 2, "--time-shift", "ODE:dopri5")
     one_line(ask(*SMALL, metrics=["--metrics", "fid"], ckpt=tmp_path / "no.pt"), 1, "there is no such file")
     one_line(ask(*SMALL, metrics=["--metrics", "fd"]), 2, "no metric")
     one_line(ask(*SMALL, "--inception-weights", "x"), 2, "--inception-weights", "none of --metrics")

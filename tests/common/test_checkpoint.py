@@ -181,3 +181,11 @@ def test_a_bare_table_without_a_null_row_is_told_by_its_classes():
     recipe = recipe_of(state, state, num_classes=7)
     assert recipe.num_classes == 7 and recipe.null_class is None
     load_weights(recipe.build(), state)
+
+
+def test_a_file_of_other_averages_names_one():
+    """A snapshot, which has no ema."""
+    state = {"pos_embed": torch.zeros(1, 4, 8), "x_embedder.proj.weight": torch.zeros(8, 3, 2, 2)}
+    with pytest.raises(UserError, match="no ema; name one of its weights, such as --weights ema-power-0.1"):
+        weights_of({"ema-power-0.1": state, "step": 3}, "snapshots/0000003.pt")
+    assert weights_of({"ema-power-0.1": state, "step": 3}, "x", "ema-power-0.1") == state

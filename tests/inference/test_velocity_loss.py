@@ -1,6 +1,7 @@
 """The loss by time: measured as training has it, kept, and read where it is wanted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,6 +49,14 @@ def test_a_point_is_the_loss_of_training(points, pipe, monkeypatch):
         x1, x0 = seen["x1"][part], seen["x0"][part]
         assert (x1 == x1[:1]).all() and (x0[1:] != x0[:1]).any()
     torch.testing.assert_close(points.losses([5]), found[5:6], rtol=1e-5, atol=0)  # whatever it is measured with
+
+
+def test_a_compiled_network_is_asked_compiled(pipe, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("inference.pipeline.compile_network", lambda model, gradients: compiled.append(model))
+    fast = replace(pipe, compile=True, _compiled={})
+    Points(fast, LabelledImages("builtin:digits", pipe.recipe), [0], bins=2, seed=0, name="digits").losses([0, 1])
+    assert len(compiled) == 1
 
 
 def test_means_and_errors_are_those_of_the_bins(points):
