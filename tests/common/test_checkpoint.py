@@ -186,6 +186,6 @@ def test_a_bare_table_without_a_null_row_is_told_by_its_classes():
 def test_a_file_of_other_averages_names_one():
     """A snapshot, which has no ema."""
     state = {"pos_embed": torch.zeros(1, 4, 8), "x_embedder.proj.weight": torch.zeros(8, 3, 2, 2)}
-    with pytest.raises(UserError, match="no ema; name one of its weights, such as --weights ema-power-0.1"):
+    with pytest.raises(UserError, match="no ema; name one of its weights, such as --weights ema-power"):
         weights_of({"ema-power-0.1": state, "step": 3}, "snapshots/0000003.pt")
     assert weights_of({"ema-power-0.1": state, "step": 3}, "x", "ema-power-0.1") == state
