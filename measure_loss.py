@@ -9,9 +9,9 @@ each time, and any number of processes (torchrun) gives the same file.
 
 from pathlib import Path
 
-from common.errors import UsageError
+from common.errors import UsageError, UserError
 from sample_utils import parse_model_args, pipeline_from
-from train_utils import Parser, check_given, parse_precision_args, parse_transport_args, positive_int, run, seed, warn
+from train_utils import Parser, parse_precision_args, parse_transport_args, positive_int, run, seed, warn
 
 
 def make_parser():
@@ -26,15 +26,14 @@ def make_parser():
     group.add_argument("--out", metavar="FILE.json", help="where the losses go (beside the checkpoint)")
     parse_precision_args(group)
     group.add_argument("--compile", action="store_true", help="torch.compile the network")
-    parse_transport_args(parser)
-    parser.set_defaults(vae_batch_size=None, vae_tiling=False)
+    parse_transport_args(parser, left_out=("time_shift",))
+    parser.set_defaults(time_shift=1.0, vae_batch_size=None, vae_tiling=False)
     return parser
 
 
 def main(args):
     if args.num_images < 2:
         raise UsageError("--num-images 1: a standard error takes 2 or more")
-    check_given(args, ("time_shift",), ": the loss is measured at all times alike")
 
     from common import distributed
     from common.atomic import writable_folder, writing
@@ -52,6 +51,10 @@ def main(args):
         raise UsageError(f"--out {out}: give a file name that ends in .json")
     world.from_main(lambda: writable_folder(out.parent, "--out"))
     dataset = LabelledImages(args.data_path, pipe.recipe)
+    if dataset.null_class is not None:
+        raise UserError(
+            f"--data-path {args.data_path}: its classes are not those of {pipe.path}, whose loss is that of labelled images"
+        )
     if dataset.note:
         warn(f"{args.data_path}: {dataset.note}")
     chosen = spread(len(dataset), args.num_images)

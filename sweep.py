@@ -6,8 +6,9 @@
         --labels random balanced --num-fid-samples 50000 10000           why does my FID differ
 
 Samples and what was measured of them stay in --out: the same command goes on where it was stopped, and one with more values
-or metrics makes only what is new, but that a larger --num-fid-samples draws its sets anew. sigma-S is the average of width S,
-of the run's snapshots (reconstruct_ema.py). sweep.md, sweep.json and sweep.png are those of the last command.
+or metrics makes only what is new, but that a larger --num-fid-samples draws its sets anew, as do new metrics of samples that
+were discarded. sigma-S is the average of width S, of the snapshots in the checkpoint's run (reconstruct_ema.py). sweep.md,
+sweep.json and sweep.png are those of the last command.
 """
 
 import sys
@@ -157,7 +158,7 @@ def load(args, setting, world):
 def reconstructed(ckpt, width, out):
     """File of the average of that width at the checkpoint's step, made as reconstruct_ema.py makes it. Raises UserError."""
     from common.atomic import writable_folder, writing
-    from common.checkpoint import save_checkpoint
+    from common.checkpoint import file_hash, save_checkpoint
     from training.reconstruction import doubts, reconstruct
 
     ckpt = Path(ckpt).resolve()
@@ -167,7 +168,7 @@ def reconstructed(ckpt, width, out):
         raise UsageError(
             f"--weights sigma-{width}: a width of the snapshots of {ckpt}'s run is wanted, as sigma-0.1"
         ) from error
-    path = Path(out) / "weights" / f"{ckpt.parent.parent.name}-{step:07d}-sigma-{sigma_rel:g}.pt"
+    path = Path(out) / "weights" / f"{step:07d}-{file_hash(ckpt)[:8]}-sigma-{sigma_rel:g}.pt"  # of this training alone
     if path.exists():
         return path
     with told_as(f"--weights sigma-{width}", f"--sigma-rel {sigma_rel:g}"):

@@ -131,10 +131,10 @@ def none_or(word):
     return None if word == "None" else word
 
 
-def parse_transport_args(parser):
-    """One flag for each of TransportSettings, whose tables give the choices."""
+def parse_transport_args(parser, left_out=()):
+    """One flag for each of TransportSettings but those left out, whose tables give the choices."""
     group = parser.add_argument_group("transport", "what is learnt, and on which times")
-    for entry in fields(TransportSettings):
+    for entry in (entry for entry in fields(TransportSettings) if entry.name not in left_out):
         choices = entry.metadata["choices"]
         group.add_argument(
             f"--{entry.name.replace('_', '-')}",

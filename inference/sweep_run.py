@@ -117,6 +117,7 @@ class Sets:
         world, counts = self.judge.world, self.counts[repr(setting.drawn)]
         paths = {"model": pipe.path}
         drawn = setting.drawn | dict(seed=seed, chunk=self.size, state=pipe.weights, precision=pipe.precision)
+        drawn |= {"compile": True} if pipe.compile else {}
         identity = world.from_main(lambda: identity_of(drawn, pipe, paths))
         name = f"{slug(setting)}-seed-{seed}-{identity_hash(identity, PLAIN)}"
         file = self.folder / "results" / f"{name}-{self.judge.key}.json"

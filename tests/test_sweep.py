@@ -144,7 +144,7 @@ def test_two_processes_and_averages_of_any_width(ref, tmp_path):
         tables.append((tmp_path / str(processes) / "sweep.md").read_text())
         assert tables[-1].splitlines()[4].startswith("| sigma-0.08 | 6 |")
     assert tables[0] == tables[1]
-    assert len(list(tmp_path.glob("1/weights/*-0000020-sigma-0.08.pt"))) == 1
+    assert len(list(tmp_path.glob("1/weights/0000020-*-sigma-0.08.pt"))) == 1
 
 
 def test_bad_settings_are_one_line(ask, trained, ref, tmp_path, capsys):

@@ -35,7 +35,8 @@ class Uniform(TimeLaw):
 
 @dataclass(frozen=True)
 class LogitNormal(TimeLaw):
-    """sigmoid(mean + scale n), n standard normal (SD3, eq. 19): the middle more often."""
+    """sigmoid(mean + scale n), n standard normal (SD3, eq. 19): the middle more often. A mean above 0 leans to the data; SD3's,
+    whose time runs the other way, to the noise."""
 
     mean: float = 0.0
     scale: float = 1.0
@@ -69,7 +70,7 @@ class Mode(TimeLaw):
 
 
 class CosMap(TimeLaw):
-    """Uniform times on the linear path have as much noise as these on a cosine path (SD3, section 3.1)."""
+    """On the linear path these have as much noise as uniform times on a cosine path (SD3, section 3.1)."""
 
     def times(self, u):
         return 1 - 1 / ((u * math.pi / 2).tan() + 1)
