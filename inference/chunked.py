@@ -121,12 +121,11 @@ class Scores:
         }
 
 
-def keep_chunk(store, chunk, arrays, work):
-    """Write a chunk's file and pictures."""
-    png_folder = getattr(work, "png_folder", None)
+def keep_chunk(store, chunk, arrays, png_folder, flag="--sample-dir"):
+    """Write a chunk's file and pictures. flag: under which a person gave the folder."""
     if "images" in arrays:
         arrays["images"] = arrays["images"].cpu().numpy()
-    with writing(store.folder, work.flag):
+    with writing(store.folder, flag):
         if png_folder:
             save = lambda index, image: Image.fromarray(image).save(png_folder / f"{index:06d}.png")  # noqa: E731
             with ThreadPoolExecutor(WRITERS) as writers:
@@ -148,7 +147,7 @@ def make_chunks(work, store, own, show):
     progress = tqdm(total=sum(len(store.indices(c)) for c in own), disable=None if show else True, unit="image")
     with written_behind() as write, progress:
         for chunk in own:
-            write(keep_chunk, store, chunk, make_chunk(work, store, chunk), work)
+            write(keep_chunk, store, chunk, make_chunk(work, store, chunk), getattr(work, "png_folder", None), work.flag)
             progress.update(len(store.indices(chunk)))
 
 
