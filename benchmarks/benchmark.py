@@ -37,13 +37,13 @@ from common.errors import UsageError
 from common.flags import flags_of
 from common.machine import PeakMemory
 from common.streams import SampleStreams
-from costs import SD_AUTOENCODER, autoencoder_flops, forward_flops, on_paper, step_flops
 from data.autoencoder import LatentSpace
 from data.images import load_image, to_latents
 from inference import Guidance
 from inference.guidance import GuidedNetwork, compile_network
 from models import SIT_CONFIGS, SiT_models
 from train_utils import Parser, positive_int, run
+from training.costs import SD_AUTOENCODER, autoencoder_flops, forward_flops, on_paper, step_flops
 from training.ema import update_ema
 from transport import Sampler, create_transport
 

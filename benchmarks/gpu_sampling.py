@@ -20,11 +20,11 @@ from common.chunks import ChunkStore
 from common.machine import PeakMemory
 from common.precision import set_precision
 from common.streams import SampleStreams
-from costs import SD_AUTOENCODER
 from data.autoencoder import LatentSpace
 from inference import ODE, SDE, Guidance, Pipeline
 from inference.chunked import keep_chunk
 from metrics.scores import precision_recall
+from training.costs import SD_AUTOENCODER
 from transport import Transport
 
 ROOT = Path(__file__).resolve().parent.parent

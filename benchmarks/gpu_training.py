@@ -22,9 +22,9 @@ from common.machine import PeakMemory, matrix_peak, synchronize
 from common.precision import set_precision
 from common.recipe import Recipe, build_with
 from common.sizes import height_width
-from costs import on_paper, step_flops, training_bytes
 from data.autoencoder import PixelSpace
 from models import model_config
+from training.costs import on_paper, step_flops, training_bytes
 from training.run import Run
 from training.trainer import Trainer
 from transport import Transport, TransportSettings

@@ -1,4 +1,4 @@
-"""What the machine reaches and holds: measured, where costs.py is on paper."""
+"""What the machine reaches and holds: measured, where training/costs.py is on paper."""
 
 import ctypes
 import gc

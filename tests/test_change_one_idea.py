@@ -29,7 +29,7 @@ def python_of(body):
 
 def library():
     """The modules of the repository that are loaded."""
-    rooms = ("common", "data", "inference", "metrics", "models", "training", "transport", "costs")
+    rooms = ("common", "data", "inference", "metrics", "models", "training", "transport")
     return [module for name, module in list(sys.modules.items()) if name.split(".")[0] in rooms]
 
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.machine import PeakMemory, matrix_peak, precision_warning, synchronize
 from common.sizes import height_width
-from costs import PEAKS, all_reduced_bytes, cache_bytes, forward_flops, gb, hours, step_flops, training_bytes
 
+from .costs import PEAKS, all_reduced_bytes, cache_bytes, forward_flops, gb, hours, step_flops, training_bytes
 from .run import backbone_on_paper
 
 

@@ -11,11 +11,11 @@ from tqdm import tqdm
 from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.machine import matrix_peak, precision_warning
-from costs import step_flops
 from inference import ODE, Guidance
 from inference.pictures import save_picture
 from transport import SolverError
 
+from .costs import step_flops
 from .evaluation import Evaluation
 from .run import backbone_on_paper
 from .run_folder import EVALUATIONS, METRICS, VALIDATIONS

@@ -113,7 +113,7 @@ def test_decoding_in_parts_takes_less_memory(device):
     """As much as a part takes, and the pixels of all: with Stable Diffusion's layers, at an eighth of its width."""
     from diffusers import AutoencoderKL
 
-    from costs import SD_AUTOENCODER
+    from training.costs import SD_AUTOENCODER
 
     vae = AutoencoderKL(**SD_AUTOENCODER | dict(block_out_channels=(32, 32, 64, 64)))
     autoencoder = LatentSpace(vae, "random").to(device)

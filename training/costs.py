@@ -1,6 +1,6 @@
 """What a SiT costs in arithmetic, memory, traffic, disk and time, from its configuration alone.
 
-    python costs.py                          the tables of docs/scaling.md
+    python -m training.costs                 the tables of docs/scaling.md
     python train.py --dry-run FLAGS          the same for the run of these flags, and its first step
 
 network is the model itself, on the meta device, which holds no data (on_paper, or Recipe.build): costs ask it, and know

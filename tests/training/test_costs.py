@@ -10,8 +10,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cli import DIGITS, ROOT, call, launch
 from common.sizes import height_width
-from costs import TABLES, all_reduced_bytes, cache_bytes, forward_flops, hours, on_paper, parameters, step_flops, training_bytes
 from models import SiT, model_config
+from training.costs import (
+    TABLES,
+    all_reduced_bytes,
+    cache_bytes,
+    forward_flops,
+    hours,
+    on_paper,
+    parameters,
+    step_flops,
+    training_bytes,
+)
 
 LATENTS = dict(input_size=32, in_channels=4, num_classes=1000, class_dropout_prob=0.1, learn_sigma=False)
 
@@ -163,7 +173,9 @@ def test_a_cache_of_imagenet_its_traffic_and_its_hours():
 def test_the_page_shows_the_tables_as_they_are():
     page = (ROOT / "docs" / "scaling.md").read_text()
     for table in TABLES:
-        assert table() in page, f"{table.__name__} has changed: paste the output of python costs.py into docs/scaling.md"
+        assert table() in page, (
+            f"{table.__name__} has changed: paste the output of python -m training.costs into docs/scaling.md"
+        )
 
 
 @pytest.mark.parametrize("flags", [["--vae", "none", "--model", "SiT-T/8"], ["--vae", ROOT / "assets" / "digits-vae"]])
