@@ -84,6 +84,9 @@ def add_speed_args(group):
     free(add("--compile", action="store_true", help="torch.compile the network"))
     free(add("--grad-checkpointing", action="store_true", help="recompute activations: less memory, more time"))
     free(add("--grad-accum-steps", type=positive_int, default=1, help="parts in which a process does its batch"))
+    shard = "each process holds a shard of the weights, gradients, moments and averages: for models larger than a GPU"
+    free(add("--shard", action="store_true", help=shard))
+    free(add("--shard-size", type=positive_int, help="processes that share one copy, which divide those there are (all)"))
     workers = "data loading processes for each training process"
     free(add("--num-workers", type=non_negative_int, default=4, help=workers))
 
@@ -148,6 +151,8 @@ def check_flags(args):
         raise UsageError(f"--ema-decay {args.ema_decay}: give each decay once")
     if args.ema_power and len(set(args.ema_power)) < len(args.ema_power):
         raise UsageError(f"--ema-power {args.ema_power}: give each width once")
+    if not args.shard:
+        check_given(args, ("shard_size",), " goes with --shard")
     if not args.ema_power:
         check_given(args, ("ema_snapshot_every",), " goes with --ema-power")
 
@@ -213,11 +218,11 @@ def loop(run, trainer, monitor):
         if step % flags.ckpt_every == 0 and not trainer.is_complete:
             monitor.save(trainer)
         if step % flags.sample_every == 0:
-            monitor.draw_samples(trainer.ema, step)
+            monitor.draw_samples(trainer, step)
         if run.held_out is not None and (step % flags.val_every == 0 or trainer.is_complete):
             monitor.validate(trainer, step)
         if flags.eval_every and step % flags.eval_every == 0:
-            monitor.evaluate(trainer.ema, step)
+            monitor.evaluate(trainer, step)
     return received
 
 

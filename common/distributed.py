@@ -88,6 +88,17 @@ class World:
         return values[0]
 
 
+def backend_of(device):
+    """Small CPU messages (signals, errors) go by gloo, so that they never wait for a GPU."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def join_alone(world):
+    """A process that torchrun has not started becomes a group of one, for what needs a group."""
+    if not world.distributed:
+        dist.init_process_group(backend_of(world.device), store=dist.HashStore(), rank=0, world_size=1)
+
+
 def setup(timeout_hours=0.5):
     """Join the job that torchrun started, or be alone; one GPU a process where there are GPUs, else the CPU."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -96,11 +107,8 @@ def setup(timeout_hours=0.5):
     if cuda:
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
-        # Small CPU messages (signals, errors) go by gloo, so that they never wait for a GPU.
-        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(
-            backend, store=_fresh_store(), rank=rank, world_size=size, timeout=timedelta(hours=timeout_hours)
-        )
+        joining = dict(store=_fresh_store(), rank=rank, world_size=size, timeout=timedelta(hours=timeout_hours))
+        dist.init_process_group(backend_of(device), **joining)
     return World(rank, size, device)
 
 

@@ -64,6 +64,12 @@ def precision_warning(device, precision, peak=None):
     return None
 
 
+def trim_memory():
+    """Hand what the allocator of host memory holds, but nobody uses, back to the system. Raises OSError or AttributeError where
+    there is no glibc."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 class PeakMemory:
     """The most bytes in use since it was made, above what was in use then: by tensors on a GPU, else by the process.
 
@@ -78,7 +84,7 @@ class PeakMemory:
             self.before = torch.cuda.memory_allocated(device)
             return
         try:
-            ctypes.CDLL(None).malloc_trim(0)
+            trim_memory()
             Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
             self.before = self._resident("VmRSS")
         except (OSError, AttributeError):  # no glibc, or no /proc to write to

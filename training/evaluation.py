@@ -64,14 +64,15 @@ class Evaluation:
             set_precision(self.run.precision, self.run.device)
 
     @torch.no_grad()
-    def measure(self, ema, warn):
+    def measure(self, asking, warn):
         """All metrics by name, on the main process; None elsewhere, and where samples could not be drawn, of which warn
-        tells. Every process draws and measures its share."""
+        tells. Every process draws and measures its share. asking: the context of a network, as Trainer.together makes it."""
         world = self.run.world
-        try:
-            images, failure = self._draw(ema), None
-        except (SolverError, UserError) as error:  # of a network that has not learnt much yet: no reason to end the run
-            images, failure = None, f"[rank {world.rank}] {error}"
+        with asking as ema:
+            try:
+                images, failure = self._draw(ema), None
+            except (SolverError, UserError) as error:  # of a network that has not learnt much yet: no reason to end the run
+                images, failure = None, f"[rank {world.rank}] {error}"
         if failures := [each for each in world.gather(failure) if each]:
             warn(failures[0])
             return None

@@ -17,6 +17,7 @@ from transport import SolverError
 
 from .costs import step_flops
 from .evaluation import Evaluation
+from .parallel import host_copy
 from .run import backbone_on_paper
 from .run_folder import EVALUATIONS, METRICS, VALIDATIONS
 from .validation import Validation
@@ -152,8 +153,8 @@ class Monitor:
     def save(self, trainer):
         """Write a checkpoint; a failure is logged, leaves the older ones, and returns False. Every process must call it."""
         trainer.check(self.log)
-        path = self.folder.checkpoint_path(trainer.step)
-        saved = self.world.broadcast(self._write(path, trainer.content(), "checkpoints") if self.world.is_main else None)
+        path, content = self.folder.checkpoint_path(trainer.step), host_copy(trainer.content(), self.world.is_main)
+        saved = self.world.broadcast(self._write(path, content, "checkpoints") if self.world.is_main else None)
         if saved and self.world.is_main:  # which the others need not wait for
             self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
             self._plot(self.folder.plot_loss_rarely)
@@ -175,11 +176,14 @@ class Monitor:
         self.log(f"Saved {path}")
         return True
 
-    def draw_samples(self, ema, step):
-        """A picture of the EMA's samples: the same noise and classes each time. A network that has not learnt much yet may
-        have none to give: that is a warning."""
-        if not self.world.is_main:
-            return
+    def draw_samples(self, trainer, step):
+        """A picture of the EMA's samples: the same noise and classes each time. Every process must call it."""
+        with trainer.together(trainer.ema) as ema:
+            if self.world.is_main:
+                self._draw_samples(ema, step)
+
+    def _draw_samples(self, ema, step):
+        """A network that has not learnt much yet may have none to give: that is a warning."""
         pipe = self.run.pipeline(ema)
         scale = self.flags.cfg_scale if self.run.recipe.null_class is not None else 1.0
         labels = [i % self.flags.num_classes for i in range(SAMPLES)]
@@ -199,7 +203,7 @@ class Monitor:
     def validate(self, trainer, step):
         """The loss of held-out images under the model and its average. Every process must call it."""
         started = time.time()
-        values = self.validation.measure({"loss": trainer.objective.model, "ema_loss": trainer.ema})
+        values = self.validation.measure({"loss": trainer.objective.model, "ema_loss": trainer.ema}, trainer.together)
         self.log(
             f"(step={step:07d}) Validation of {len(self.validation.chosen):,} images: loss {values['loss']:.4f}, "
             f"of the EMA {values['ema_loss']:.4f} ({time.time() - started:.0f} s)"
@@ -210,9 +214,10 @@ class Monitor:
             if self.wandb:
                 self.wandb.log({f"validation/{name}": value for name, value in values.items()}, step=step)
 
-    def evaluate(self, ema, step):
+    def evaluate(self, trainer, step):
         """FID and the rest of EMA samples, by the functions of evaluate.py. Every process draws and measures its share."""
-        started, values = time.time(), self.evaluation.measure(ema, lambda line: self.log(f"WARNING: no evaluation: {line}"))
+        started, warn = time.time(), lambda line: self.log(f"WARNING: no evaluation: {line}")
+        values = self.evaluation.measure(trainer.together(trainer.ema), warn)
         if values is None:
             return
         shown = ", ".join(f"{name} {value:.4f}" for name, value in values.items() if value is not None)

@@ -14,6 +14,8 @@ import torch
 
 from common.errors import UserError
 
+from .parallel import like
+
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}  # one number a weight
 KERNELS = ("fused", "foreach", "capturable", "differentiable")  # how an optimizer computes, not what
 
@@ -64,9 +66,10 @@ def _fitting(state, weight):
     return state
 
 
-def _own(state):
-    """In memory of its own: a checkpoint's is a mapped file, which would be held open for as long as the run goes on."""
-    return {name: value.clone() if torch.is_tensor(value) else value for name, value in state.items()}
+def _own(state, weight):
+    """In memory of its own, sharded as the weight is: a checkpoint's is a mapped file, which would be held open for as long as
+    the run goes on."""
+    return {name: like(value, weight).clone() if torch.is_tensor(value) else value for name, value in state.items()}
 
 
 def load_optimizer(optimizer, content, objective, path):
@@ -90,7 +93,7 @@ def load_optimizer(optimizer, content, objective, path):
         moments = {}
         for new, old in enumerate(place for group in places for place in group):
             if old in state["state"]:
-                moments[new] = _own(_fitting(state["state"][old], trained[new]))
+                moments[new] = _own(_fitting(state["state"][old], trained[new]), trained[new])
         # Before loading, which puts the step counts where the kernels want them: on the device, for fused ones.
         kept = ("params", *KERNELS)
         groups = [g | s | {key: g[key] for key in kept if key in g} for g, s in zip(now, saved)]

@@ -73,6 +73,8 @@ def check_world(flags, world):
     if flags.global_batch_size % parts:
         by = f"{world.size} processes" + (f" x {flags.grad_accum_steps} parts" if flags.grad_accum_steps > 1 else "")
         raise UsageError(f"--global-batch-size {flags.global_batch_size} does not divide by {by}")
+    if flags.shard_size and world.size % flags.shard_size:
+        raise UsageError(f"--shard-size {flags.shard_size} does not divide {world.size} processes")
     if flags.eval_samples < 4:
         raise UsageError(f"--eval-samples {flags.eval_samples}: the metrics need 4 or more")
 

@@ -3,12 +3,10 @@
 import contextlib
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from common.checkpoint import load_weights, weights_of
+from common.checkpoint import weights_of
 from common.flags import flags_of
-from common.recipe import build_with
 from common.signals import Stop
 from common.unreadable import DataGuard
 from data.images import to_latents
@@ -20,6 +18,7 @@ from .ema import Averages
 from .guards import NumberGuard
 from .objective import make_objective
 from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
+from .parallel import load_shards, parallel_of, whole
 from .transfer import open_init, take_over
 
 CONTENT = ("args", "optimizer", "step", "num_images", "recipe")  # of a checkpoint, beside the states
@@ -30,7 +29,7 @@ def compile_blocks(model):
 
     The blocks share one graph, which takes a fraction of the time to compile. Gradients of a block are ready, and on their
     way to the other processes, while the ones before it are still computed, so DDP need not cut the graph at the borders
-    of its buckets.
+    of its buckets. Nor do shards, which are gathered and reduced outside of a block's graph.
     """
     torch._dynamo.config.optimize_ddp = False
     for part in getattr(model, "blocks", None) or [model]:
@@ -47,10 +46,12 @@ class Trainer:
         self.run, self.stop, self.step = run, Stop(), 0
         self.message = lambda: 0  # of the processes' signals: none is under way
         torch.manual_seed(run.flags.global_seed)  # the same initial weights on every process
-        model = self._first_weights(monitor.log).to(run.device)
-        self.averages = Averages(model, run.flags.ema_decay, run.flags.ema_power)
+        self.parallel = parallel_of(run.flags, run.world, run.precision)
+        model = self._first_weights(monitor.log)
+        copy = lambda model: self.parallel.copy(model, run.recipe)  # noqa: E731
+        self.averages = Averages(model, run.flags.ema_decay, run.flags.ema_power, copy)
         model.grad_checkpointing = run.flags.grad_checkpointing
-        self.objective = make_objective(model, run.transport, run.flags).to(run.device)
+        self.objective = self.parallel.place(make_objective(model, run.transport, run.flags))
         self.optimizer = make_optimizer(self.objective, run.flags)
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.trained = [p for p in self.objective.parameters() if p.requires_grad]
@@ -86,8 +87,9 @@ class Trainer:
         """The model of the checkpoint that the run starts from, of which published files have an EMA alone, or a new one."""
         run, content, path = self.run, self.run.content, self.run.path
         if content:
-            return build_with(run.recipe, weights_of(content, path, "model" if "model" in content else None), path)
-        model = run.recipe.build()
+            weights = weights_of(content, path, "model" if "model" in content else None)
+            return self.parallel.build_with(run.recipe, weights, path)
+        model = self.parallel.build(run.recipe, log)
         if run.init:
             begun = run.begun or open_init(run.init, run.flags.kind, run.recipe)
             take_over(model, run.recipe, begun, run.init, log)
@@ -106,7 +108,7 @@ class Trainer:
                 there = isinstance(content.get(name), dict)
                 own = name == "model" or name in self.averages.models  # of the backbone, with other code's prefixes or wrappers
                 found = (weights_of(content, path, name) if there else weights) if own else content[name]
-                load_weights(state, found, path)
+                load_shards(state, found, path)
                 if name in self.averages.gammas and name not in content:
                     log(f"{path} has no {name}: it starts from the weights that are sampled from, as if all steps had had them")
             else:
@@ -119,10 +121,7 @@ class Trainer:
         run = self.run
         if run.flags.compile:
             compile_blocks(self.objective.model)
-        self.forward = self.objective.train()
-        if run.world.distributed:
-            device_ids = [run.device.index] if run.device.type == "cuda" else None
-            self.forward = DistributedDataParallel(self.objective, device_ids=device_ids, gradient_as_bucket_view=True)
+        self.forward = self.parallel.connect(self.objective.train())
 
     @contextlib.contextmanager
     def reading(self):
@@ -161,7 +160,7 @@ class Trainer:
             losses = self._forward_backward(images[part], labels[part], draws.part(part), first + run.micro < run.batch)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=run.device)) + loss.detach()
-        norm = get_total_norm([p.grad for p in self.trained if p.grad is not None])
+        norm = whole(get_total_norm([p.grad for p in self.trained if p.grad is not None]))
         if flags.grad_clip:
             clip_grads_with_norm_(self.trained, flags.grad_clip, norm)
         good = self.numbers.watch(self.step, sums["loss"], norm)
@@ -169,16 +168,20 @@ class Trainer:
             group["lr"] = learning_rate(self.step - 1, peak, flags, run.total_steps)
         if self.numbers.may_step():
             self.optimizer.step()
-        self.averages.update(self.step)
+        self.averages.update(self.step, self.numbers.bad.float())
         return sums, norm, good
+
+    def together(self, model):
+        """A context with a network to ask in the place of a model of this trainer, which may be sharded: each process as often as
+        it likes. Every process must enter it."""
+        return self.parallel.together(model, self.run.recipe.latent_shape)
 
     def _forward_backward(self, images, labels, draws, more):
         """Losses of a part of the batch, each over the number of parts. more: gradients do not meet yet, as they do once a
         step, after the last part."""
         run = self.run
         x1 = to_latents(run.autoencoder, images, draws.flip & self.mirrors, draws.posterior)
-        alone = run.world.distributed and more
-        with self.forward.no_sync() if alone else contextlib.nullcontext():
+        with self.parallel.accumulating(self.forward) if more else contextlib.nullcontext():
             with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
                 losses = self.forward(x1, labels, draws)
             losses = {name: loss.mean() / run.flags.grad_accum_steps for name, loss in losses.items()}

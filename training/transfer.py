@@ -1,10 +1,12 @@
 """Fine-tuning: a new network that starts from the weights of another, with other classes, another size or other channels."""
 
-from common.checkpoint import load_weights, weights_of
+from common.checkpoint import weights_of
 from common.dialects import open_checkpoint
 from common.errors import UserError, told_as
 from common.recipe import recipe_of
 from inference.loading import note_on_classes
+
+from .parallel import load_shards, whole
 
 CLASSES, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
 INPUT, OUTPUT = "x_embedder.proj.weight", ("final_layer.linear.weight", "final_layer.linear.bias")
@@ -35,6 +37,7 @@ def take_over(model, recipe, content, path, log):
     """
     state, theirs = weights_of(content, path), _recipe(content, recipe, path)
     fresh, taken = model.state_dict(), dict(state)
+    fresh |= {name: whole(fresh[name]) for name in (CLASSES, POSITIONS, INPUT, *OUTPUT)}
     if theirs.model_args["learn_sigma"]:
         taken |= {name: _used_half(state[name], theirs.model_args["in_channels"]) for name in OUTPUT}
     taken[CLASSES], rows = _class_rows(fresh[CLASSES], state[CLASSES], recipe, theirs)
@@ -49,7 +52,7 @@ def take_over(model, recipe, content, path, log):
         reasons[POSITIONS] = f"made for a grid of {model.grid[0]} x {model.grid[1]} patches"
     if rows:
         reasons[CLASSES] = rows
-    load_weights(model, taken, path)
+    load_shards(model, taken, path)
     log(f"Starting from the weights of {path}: {len(taken) - len(reasons)} of {len(taken)} tensors taken over")
     if recipe.num_classes == len(state[CLASSES]) and (note := note_on_classes(content, {}, theirs, path)):
         log(f"  {note.split('; if not')[0]}")

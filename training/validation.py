@@ -1,5 +1,7 @@
 """The loss of held-out images while training."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import torch
 
@@ -45,24 +47,26 @@ class Validation:
         return x1.cpu(), torch.tensor(labels), noise, t0 + (t1 - t0) * u
 
     @torch.no_grad()
-    def _losses(self, model):
+    def _losses(self, asking):
         """The loss of each image, float64 (N,). Every process must call it."""
         run, found = self.run, {}
-        for chunk, tensors in self.chunks.items():
-            x1, y, noise, t = (tensor.to(run.device, non_blocking=True) for tensor in tensors)
-            kept = torch.zeros(len(y), dtype=torch.bool, device=run.device)  # no label is dropped
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-                losses = run.transport.training_losses(model, x1, dict(y=y, force_drop_ids=kept), x0=noise, t=t)["loss"]
-            found[chunk] = losses.double()
+        with asking as model:
+            for chunk, tensors in self.chunks.items():
+                x1, y, noise, t = (tensor.to(run.device, non_blocking=True) for tensor in tensors)
+                kept = torch.zeros(len(y), dtype=torch.bool, device=run.device)  # no label is dropped
+                with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+                    losses = run.transport.training_losses(model, x1, dict(y=y, force_drop_ids=kept), x0=noise, t=t)["loss"]
+                found[chunk] = losses.double()
         found = {chunk: losses.tolist() for chunk, losses in found.items()}
         together = {chunk: losses for part in run.world.gather(found) for chunk, losses in part.items()}
         return np.concatenate([together[chunk] for chunk in range(self.count)])
 
-    def measure(self, models):
-        """{name: mean loss, name_t0 to name_t9: those of the tenths of time, from noise to data} of models by their names."""
+    def measure(self, models, together=nullcontext):
+        """{name: mean loss, name_t0 to name_t9: those of the tenths of time, from noise to data} of models by their names.
+        together(model): the context of a network to ask for it, as Trainer.together makes it."""
         values = {}
         for name, model in models.items():
-            losses = self._losses(model)
+            losses = self._losses(together(model))
             values[name] = losses.mean()
             values |= {f"{name}_t{tenth}": losses[tenth::BINS].mean() for tenth in range(min(BINS, len(losses)))}
         return {name: float(value) for name, value in values.items()}

@@ -1,0 +1,241 @@
+"""Sharded training is the training that it shards: the same numbers, files and pictures, by any number of processes."""
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cli import DIGITS, ENV, ROOT, call, launch, one_line
+from common.checkpoint import load_checkpoint
+from conftest import pictures
+from inference import Pipeline
+from models import SiT_models
+from training.first_weights import first_shards
+from training.parallel import rows
+
+SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
+SMALL += ["--log-every", 1, "--sample-every", 1000]
+
+
+def runs(processes, folder, flags, steps=30):
+    """{name: (last checkpoint, losses)} of runs of train.py with {name: flags}, all by the same processes."""
+    each = lambda name, more: [*SMALL, "--max-steps", steps, "--results-dir", folder / name, *more]  # noqa: E731
+    asked = json.dumps({name: list(map(str, each(name, more))) for name, more in flags.items()})
+    done = launch("tests/training/several_runs", asked, processes=processes, timeout=1500)
+    assert done.code == 0, done.err
+    return {name: result(folder / name) for name in flags}
+
+
+def result(folder):
+    run = max(folder.glob("???-*"))
+    with open(run / "metrics.csv") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    return load_checkpoint(max(run.glob("checkpoints/*.pt"))), losses
+
+
+def difference(ours, theirs):
+    """The largest of two nested contents' tensors; what else they hold must be equal, but for how they were run."""
+    if isinstance(theirs, dict):
+        assert ours.keys() == theirs.keys()
+        return max((difference(ours[key], theirs[key]) for key in theirs if key != "args"), default=0.0)
+    if isinstance(theirs, torch.Tensor):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        return (ours - theirs).abs().max().item()
+    assert ours == theirs
+    return 0.0
+
+
+def assert_near(ours, theirs, tolerance=1e-5):
+    (checkpoint, losses), (expected, expected_losses) = ours, theirs
+    assert len(losses) == len(expected_losses) and max(abs(a - b) for a, b in zip(losses, expected_losses)) <= tolerance
+    assert difference(checkpoint, expected) <= tolerance
+
+
+# What is on a process, and in a file.
+
+
+@pytest.mark.parametrize("count, shards", list(itertools.product((0, 1, 2, 7, 10, 12, 64), (1, 2, 3, 4, 7))))
+def test_rows_are_dealt_out_as_torch_does(count, shards):
+    tensor = torch.arange(count)
+    dealt = [tensor[rows(count, shards, index)] for index in range(shards)]
+    assert torch.equal(torch.cat(dealt), tensor)
+    for ours, theirs in zip(dealt, tensor.chunk(shards)):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(class_dropout_prob=0.0), dict(num_classes=1, learn_sigma=False)])
+def test_first_weights_piece_by_piece_are_the_whole_ones(changes):
+    build = lambda: SiT_models["SiT-T/2"](input_size=8, **changes)  # noqa: E731
+    whole, after = build(), torch.rand(3)
+    for index in range(3):
+        torch.manual_seed(0)
+        model, shards = first_shards(build, lambda tensor, index=index: tensor[rows(len(tensor), 3, index)], pytest.fail)
+        assert torch.equal(torch.rand(3), after)  # what comes next draws the same
+        assert all(parameter.is_meta for parameter in model.parameters())
+        for name, tensor in whole.named_parameters():
+            assert torch.equal(shards[name], tensor[rows(len(tensor), 3, index)]), name
+            assert model.get_parameter(name).requires_grad == tensor.requires_grad
+
+
+class LooksBack(torch.nn.Module):
+    """Its last layer starts as the mean of the others: no piece of which can be made without them."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(3))
+        torch.nn.init.trunc_normal_(self.layers[0].weight, std=0.02)
+        with torch.no_grad():
+            self.layers[2].weight.copy_((self.layers[0].weight + self.layers[1].weight) / 2)
+
+
+def test_an_initialisation_that_looks_back_is_done_in_whole_and_told():
+    torch.manual_seed(0)
+    whole, told = LooksBack(), []
+    torch.manual_seed(0)
+    _, shards = first_shards(LooksBack, lambda tensor: tensor[:2], told.append)
+    assert len(told) == 1 and "made in whole" in told[0]
+    assert all(torch.equal(shards[name], tensor[:2]) for name, tensor in whole.named_parameters())
+
+
+# Runs.
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Six steps by two processes, sharded and not, that draw, validate and evaluate, with four averages."""
+    folder = tmp_path_factory.mktemp("both")
+    more = ["--sample-every", 6, "--val-fraction", 0.02, "--val-every", 3, "--val-images", 40, "--grad-clip", 0.5]
+    np.savez(folder / "reference.npz", arr_0=pictures(80, seed=2))
+    more += ["--eval-every", 6, "--eval-samples", 90, "--eval-ref", folder / "reference.npz", "--eval-metrics", "kid-pixels"]
+    more += ["--ema-decay", 0.9, 0.5, "--ema-power", 0.1, "--ema-snapshot-every", 3]
+    return folder, runs(2, folder, {"ddp": more, "shard": ["--shard", *more]}, steps=6)
+
+
+def test_shards_make_the_same_files(both):
+    folder, results = both
+    assert_near(results["shard"], results["ddp"], 1e-6)
+    ours, theirs = (next((folder / name).glob("???-*")) for name in ("shard", "ddp"))
+    files = lambda run: sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())  # noqa: E731
+    assert files(ours) == files(theirs) and (ours / "samples" / "0000006.png").is_file()
+    for step in (3, 6):
+        snapshots = [load_checkpoint(run / "snapshots" / f"{step:07d}.pt") for run in (ours, theirs)]
+        assert difference(*snapshots) <= 1e-6
+    for table in ("validations.csv", "evaluations.csv"):
+        rows = [list(csv.reader(open(run / table))) for run in (ours, theirs)]
+        assert rows[0][0] == rows[1][0] and len(rows[0]) == len(rows[1]) > 1
+        for a, b in zip(rows[0][1:], rows[1][1:]):
+            assert [float(x or 0) for x in a] == pytest.approx([float(x or 0) for x in b], rel=1e-4)
+
+
+def test_a_picture_is_drawn_from_shards(both):
+    folder, _ = both
+    pictures = [Image.open(next((folder / name).glob("*/samples/0000006.png"))) for name in ("shard", "ddp")]
+    ours, theirs = (torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int() for picture in pictures)
+    assert (ours - theirs).abs().max() <= 1
+
+
+def test_its_file_is_read_like_any_other(both):
+    folder, results = both
+    pipe = Pipeline.load(next((folder / "shard").glob("*/checkpoints/*.pt")))
+    assert pipe.sample([3], seed=0).shape == (1, 32, 32, 3)
+    assert results["shard"][0]["args"]["shard"] is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_thirty_steps_equal_those_of_ddp(processes, tmp_path):
+    """In every combination with 2 processes; with 4, what differs: groups, uneven and empty shards, all together, bfloat16."""
+    parts, clip = ["--grad-accum-steps", 2], ["--grad-clip", 0.3]
+    faster = [["--compile"], ["--grad-checkpointing"], parts, clip]
+    choices = [[flags for flags, on in zip(faster, those) if on] for those in itertools.product((0, 1), repeat=4)]
+    if processes == 4:
+        choices = [choices[0], choices[-1]]
+    flags, expected = {}, {}
+    for chosen in choices:
+        plain = list(itertools.chain(*(each for each in chosen if each in (parts, clip))))
+        flags[f"ddp {plain}"] = plain
+        flags[f"shard {chosen}"] = ["--shard", *itertools.chain(*chosen)]
+        expected[f"shard {chosen}"] = f"ddp {plain}"
+    if processes == 4:
+        flags["replicas"], expected["replicas"] = ["--shard", "--shard-size", 2], "ddp []"
+        half = ["--precision", "bf16"]
+        flags |= {"ddp bf16": half, "shard bf16": ["--shard", *half]}
+    results = runs(processes, tmp_path, flags)
+    for ours, theirs in expected.items():
+        assert_near(results[ours], results[theirs])
+    if processes == 4:
+        ours, theirs = results["shard bf16"][1], results["ddp bf16"][1]
+        assert max(abs(a - b) for a, b in zip(ours, theirs)) < 2e-4
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_by_any_number_of_processes(tmp_path):
+    """Killed between its processes 2, 4 and 1, sharded or not, and each time as if there had been but one."""
+    straight = runs(1, tmp_path, {"straight": ["--ckpt-every", 3]}, steps=12)["straight"]
+    stages = [(2, 3, ["--shard"]), (4, 6, ["--shard", "--shard-size", 2]), (1, 9, ["--shard"]), (2, 12, [])]
+    for processes, steps, more in stages:
+        done = launch("train", *SMALL, "--resume", "--max-steps", steps, "--results-dir", tmp_path / "run", *more, processes=processes)
+        assert done.code == 0, done.err
+        assert steps == 3 or f"step {steps - 3}" in done.out
+    checkpoint, losses = result(tmp_path / "run")
+    assert len(losses) == 12
+    assert_near((checkpoint, losses), straight)
+    again = runs(2, tmp_path, {"a": ["--shard"]}, steps=12)["a"]
+    runs(2, tmp_path, {"b": ["--shard"]}, steps=5)
+    resumed = runs(2, tmp_path, {"b": ["--shard", "--resume"]}, steps=12)["b"]
+    assert difference(resumed[0], again[0]) == 0 and resumed[1] == again[1]
+
+
+BAD = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+import torch
+from gpu.conftest import training
+from training.parallel import own
+
+def held(trainer):
+    tensors = [*trainer.objective.parameters(), *(p for model in trainer.averages.models.values() for p in model.parameters())]
+    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return [own(tensor).clone() for tensor in (*tensors, *states)]
+
+same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+with training(sys.argv[1], *sys.argv[2:]) as (trainer, monitor):
+    for _ in range(2):
+        trainer.take_step(*trainer.next_batch())
+    before, rank = held(trainer), trainer.run.world.rank
+    losses = trainer.objective.transport.training_losses
+    if rank == 1:  # whose gradients alone are bad
+        bad = lambda *a, **k: {{"loss": losses(*a, **k)["loss"] * float("nan")}}
+        trainer.objective.transport.training_losses = bad
+    _, norm, good = trainer.take_step(*trainer.next_batch())
+    assert good.item() == 0 and not norm.isfinite(), (rank, norm)
+    assert same(held(trainer), before), rank
+    trainer.objective.transport.training_losses = losses
+    _, norm, good = trainer.take_step(*trainer.next_batch())
+    assert good.item() == 1 and not same(held(trainer), before), rank
+    trainer.check(monitor.log)
+"""
+
+
+@pytest.mark.parametrize("more", [["--shard", "--grad-clip", "1"], []])
+def test_a_bad_gradient_of_one_process_changes_nothing_anywhere(more, tmp_path):
+    """No shard of a weight, moment or average; and the next step does."""
+    script = tmp_path / "bad.py"
+    script.write_text(BAD.format(root=str(ROOT)))
+    flags = [*SMALL, "--max-steps", 9, "--skip-nonfinite", 1, "--ema-decay", 0.9, 0.5, "--ema-power", 0.1, *more]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    done = subprocess.run([*map(str, [*launcher, tmp_path / "runs", *flags])], capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "non-finite loss or gradient at step 3: rank 1" in done.stdout
+
+
+def test_wrong_flags_are_one_line(capsys, tmp_path):
+    one_line(call(capsys, "train", *SMALL, "--shard-size", 2), 2, "--shard-size", "goes with --shard")
+    flags = [*SMALL, "--shard", "--shard-size", 3, "--results-dir", tmp_path]
+    one_line(call(capsys, "train", *flags), 2, "--shard-size 3 does not divide 1 processes")
