@@ -192,6 +192,19 @@ def test_a_kill_leaves_what_a_continued_run_clears(tmp_path, monkeypatch):
     assert not list(run.checkpoints.iterdir())
 
 
+def test_one_file_is_made_of_a_folder(copied, capsys, tmp_path):
+    direct = tmp_path / "direct.pt"
+    save_checkpoint(content(), direct)
+    done = call(capsys, "gather", copied)
+    size = os.path.getsize(f"{copied}.pt")
+    assert done.code == 0 and f"{copied}.pt: {size / 1e9:.3g} GB, " in done.out, done.err
+    assert equal(torch.load(f"{copied}.pt", weights_only=True), torch.load(direct, weights_only=True))
+    one_line(call(capsys, "gather", copied), 2, f"{copied}.pt", "it is there already")
+    one_line(call(capsys, "gather", tmp_path), 2, tmp_path, "no folder that train.py --ckpt-format sharded wrote")
+    assert call(capsys, "gather", copied, "--out", tmp_path / "new" / "x.pt").code == 0
+    assert (tmp_path / "new" / "x.pt").stat().st_size == direct.stat().st_size
+
+
 def test_a_folder_is_sampled_from_as_a_file_is(trained, tmp_path, capsys):
     path = tmp_path / "checkpoints" / "0000006"
     path.parent.mkdir()
