@@ -21,14 +21,19 @@ def write_atomically(path, write, mode="wb"):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name too must survive a power cut
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)  # the new name too must survive a power cut
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync_folder(path):
+    """Have the names of a folder's files on the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def as_bytes(values):

@@ -71,7 +71,7 @@ def load_checkpoint(path):
     is a DamagedFile where it is not what was once written.
 
     A folder in diffusers' layout (transformer/config.json and its weights, or these alone) becomes a content whose "ema" are
-    the weights, and whose "config" is the config.
+    the weights, and whose "config" is the config. A folder that many processes wrote (sharded.py) is read like a file.
     """
     path = Path(path)
     if path.is_dir():
@@ -99,11 +99,20 @@ def _part(path):
     return path / "transformer" if (path / "transformer").is_dir() else path
 
 
+def _hashed(path):
+    """The file that stands for a file, or for a folder: its weights, or the list of its files' checksums."""
+    from .sharded import MANIFEST, is_sharded
+
+    if not path.is_dir():
+        return path
+    return path / MANIFEST if is_sharded(path) else _part(path) / WEIGHTS_FILE
+
+
 def file_hash(path):
     """SHA-256 of a file, or of a folder's weights. Raises UserError where there are none."""
     path, digest = Path(path), hashlib.sha256()
     try:
-        with open(_part(path) / WEIGHTS_FILE if path.is_dir() else path, "rb") as file:
+        with open(_hashed(path), "rb") as file:
             while part := file.read(1 << 24):
                 digest.update(part)
     except OSError as error:
@@ -112,6 +121,11 @@ def file_hash(path):
 
 
 def _load_folder(path):
+    from . import sharded  # which reads its files by this module
+
+    if sharded.is_sharded(path):
+        sharded.verify(path)
+        return sharded.load_whole(path)
     part = _part(path)
     if not (part / "config.json").is_file():
         raise UserError(f"--ckpt {path}: it is a folder, and not one in diffusers' layout (no transformer/config.json)")

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import secrets
+import shutil
 import sys
 import time
 from datetime import datetime
@@ -19,6 +20,7 @@ from common.atomic import ANY_TEXT, writable_folder, write_atomically, write_jso
 from common.checkpoint import DamagedFile, load_checkpoint
 from common.errors import UserError
 from common.flags import flags_of
+from common.sharded import is_sharded, open_sharded, remove_sharded, verify
 
 from .identity import END, identity_of
 from .plot import save_plot
@@ -82,19 +84,27 @@ class RunFolder:
         return recorded_flags(self.path)
 
     def saved(self):
-        """{step: checkpoint} in the order of their steps."""
-        return by_step(self.checkpoints)
+        """{step: checkpoint} in the order of their steps: a file, or a folder that many processes wrote; the file if both."""
+        folders = (path for path in self.checkpoints.iterdir() if path.name.isdecimal() and is_sharded(path))
+        return dict(sorted(({int(path.name): path for path in folders} | by_step(self.checkpoints)).items()))
 
     def is_finished(self):
         return max(self.saved(), default=-1) >= self.flags()[END]
 
     def newest_checkpoint(self, warn):
-        """(path, content) of the newest whole checkpoint, or (None, None); each damaged one is named and passed over."""
-        for path in reversed(self.saved().values()):
+        """(path, content) of the newest whole checkpoint, or (None, None); each damaged one is named and passed over. Tensors
+        of a folder's content are on the meta device, for each process to read its own (common/sharded.py)."""
+        while saved := self.saved():
+            path = saved[max(saved)]
             try:
-                return path, load_checkpoint(path)
+                if not path.is_dir():
+                    return path, load_checkpoint(path)
+                verify(path)
+                return path, open_sharded(path)
             except DamagedFile as error:
-                damaged = path.rename(path.with_name(f"{path.name}.damaged"))  # nor may it count among those to keep
+                damaged = path.with_name(f"{path.name}.damaged")
+                shutil.rmtree(damaged, ignore_errors=True)  # a folder takes the name of no other
+                path.rename(damaged)  # nor may it count among those to keep
                 warn(f"WARNING: skipped a damaged checkpoint, now {damaged.name}: {error}")
         return None, None
 
@@ -104,13 +114,13 @@ class RunFolder:
             return
         for step, path in list(self.saved().items())[:-keep_last]:
             if not keep_every or step % keep_every:
-                path.unlink(missing_ok=True)
+                remove_sharded(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def rewind(self, step):
         """Forget what a killed process left half done, and metrics and snapshots after step: the run is about to make them
         again, and the same."""
         for leftover in (*self.checkpoints.glob(".*.tmp"), *self.snapshots.glob(".*.tmp")):
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for later, snapshot in by_step(self.snapshots).items():
             if later > step:
                 snapshot.unlink()
@@ -167,8 +177,9 @@ class RunFolder:
             write_atomically(file, lambda out: out.write(f"{secrets.token_hex(4)}\n"), "w")
         return file.read_text().strip()
 
-    def checkpoint_path(self, step):
-        return self.checkpoints / f"{step:07d}.pt"
+    def checkpoint_path(self, step, suffix=".pt"):
+        """suffix: "" for the folder that many processes write."""
+        return self.checkpoints / f"{step:07d}{suffix}"
 
     def snapshot_path(self, step):
         return self.snapshots / f"{step:07d}.pt"
