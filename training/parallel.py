@@ -228,4 +228,3 @@ class Together(nn.Module):
 
 def parallel_of(flags, world, precision):
     return Shards(world, flags.shard_size, precision) if flags.shard else Replicas(world)
-

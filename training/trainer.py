@@ -172,8 +172,8 @@ class Trainer:
         return sums, norm, good
 
     def together(self, model):
-        """A context with a network to ask in the place of a model of this trainer, which may be sharded: each process as often as
-        it likes. Every process must enter it."""
+        """A context with a network to ask in the place of a model of this trainer, which may be sharded: each process as
+        often as it likes. Every process must enter it."""
         return self.parallel.together(model, self.run.recipe.latent_shape)
 
     def _forward_backward(self, images, labels, draws, more):

@@ -127,7 +127,7 @@ def test_shards_make_the_same_files(both):
         snapshots = [load_checkpoint(run / "snapshots" / f"{step:07d}.pt") for run in (ours, theirs)]
         assert difference(*snapshots) <= 1e-6
     for table in ("validations.csv", "evaluations.csv"):
-        rows = [list(csv.reader(open(run / table))) for run in (ours, theirs)]
+        rows = [list(csv.reader((run / table).read_text().splitlines())) for run in (ours, theirs)]
         assert rows[0][0] == rows[1][0] and len(rows[0]) == len(rows[1]) > 1
         for a, b in zip(rows[0][1:], rows[1][1:]):
             assert [float(x or 0) for x in a] == pytest.approx([float(x or 0) for x in b], rel=1e-4)
@@ -180,7 +180,9 @@ def test_a_run_goes_on_by_any_number_of_processes(tmp_path):
     straight = runs(1, tmp_path, {"straight": ["--ckpt-every", 3]}, steps=12)["straight"]
     stages = [(2, 3, ["--shard"]), (4, 6, ["--shard", "--shard-size", 2]), (1, 9, ["--shard"]), (2, 12, [])]
     for processes, steps, more in stages:
-        done = launch("train", *SMALL, "--resume", "--max-steps", steps, "--results-dir", tmp_path / "run", *more, processes=processes)
+        done = launch(
+            "train", *SMALL, "--resume", "--max-steps", steps, "--results-dir", tmp_path / "run", *more, processes=processes
+        )
         assert done.code == 0, done.err
         assert steps == 3 or f"step {steps - 3}" in done.out
     checkpoint, losses = result(tmp_path / "run")
@@ -230,7 +232,9 @@ def test_a_bad_gradient_of_one_process_changes_nothing_anywhere(more, tmp_path):
     script.write_text(BAD.format(root=str(ROOT)))
     flags = [*SMALL, "--max-steps", 9, "--skip-nonfinite", 1, "--ema-decay", 0.9, 0.5, "--ema-power", 0.1, *more]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
-    done = subprocess.run([*map(str, [*launcher, tmp_path / "runs", *flags])], capture_output=True, text=True, env=ENV, timeout=300)
+    done = subprocess.run(
+        [*map(str, [*launcher, tmp_path / "runs", *flags])], capture_output=True, text=True, env=ENV, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "non-finite loss or gradient at step 3: rank 1" in done.stdout
 
