@@ -3,6 +3,7 @@
 An item is a function that yields (setting, {figure: number}). Weights and latents are random.
 """
 
+import contextlib
 import tempfile
 from itertools import product
 from pathlib import Path
@@ -37,17 +38,19 @@ def recipe_of(name, image_size):
     return Recipe(name, arguments, image_size, vae="random", transport=TransportSettings())
 
 
-def open_trainer(bench, name, image_size, batch, precision, more=()):
-    """A Trainer as train.py has it, to be prepared, and its step on cached latents."""
+def open_trainer(bench, name, image_size, batch, precision, more=(), world=None):
+    """A Trainer as train.py has it, to be prepared, and its step on cached latents, of which batch are all processes'."""
     flags = ["--data-path", "random", "--model", name, "--global-batch-size", str(batch), *more]
     flags, recipe = train.make_parser().parse_args(flags), recipe_of(name, image_size)
     set_precision(precision, bench.device)
     transport, data = Transport(recipe.transport), SimpleNamespace(mirrors=True)
-    work = Run(flags, World(0, 1, bench.device), precision, data, PixelSpace(), transport, recipe, total_steps=10**6)
-    with torch.device(bench.device):  # which draws a gigabyte of weights faster
+    world = world or World(0, 1, bench.device)
+    work = Run(flags, world, precision, data, PixelSpace(), transport, recipe, total_steps=10**6)
+    # The device draws a gigabyte of weights faster; shards are made piece by piece in the host's memory.
+    with contextlib.nullcontext() if flags.shard else torch.device(bench.device):
         trainer = Trainer(work, SimpleNamespace(log=print, warn=print))
-    moments = torch.randn(batch, 2, 2, *recipe.latent_shape, device=bench.device).half()
-    labels = torch.randint(1000, (batch,), device=bench.device)
+    moments = torch.randn(work.batch, 2, 2, *recipe.latent_shape, device=bench.device).half()
+    labels = torch.randint(1000, (work.batch,), device=bench.device)
 
     def step():
         trainer.step += 1

@@ -32,6 +32,7 @@ def config(name, **changes):
 
 CONFIGS = {
     "XL/2 at 256 px": config("SiT-XL/2"),
+    "8B/2 at 256 px": config("SiT-8B/2"),
     "S/2 at 512 px": config("SiT-S/2", input_size=64),
     "B/4 with a second output": config("SiT-B/4", learn_sigma=True),
     "T/8 of digits in pixel space": config("SiT-T/8", in_channels=3, num_classes=10),
