@@ -17,7 +17,7 @@ from conftest import pictures
 from inference import Pipeline
 from models import SiT_models
 from training.first_weights import first_shards
-from training.parallel import rows
+from training.tensors import rows
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
 SMALL += ["--log-every", 1, "--sample-every", 1000]
@@ -199,7 +199,7 @@ import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from gpu.conftest import training
-from training.parallel import own
+from training.tensors import own
 
 def held(trainer):
     tensors = [*trainer.objective.parameters(), *(p for model in trainer.averages.models.values() for p in model.parameters())]
