@@ -185,7 +185,8 @@ def train(run, monitor):
 
     with trainer.reading():
         received = loop(run, trainer, monitor)
-        saved = monitor.save(trainer)
+        monitor.save(trainer)
+        saved = monitor.written()
     monitor.finish(f"{f'Stopped by signal {received}' if received else 'Done'} at step {trainer.step:,}")
     distributed.cleanup()
     if not saved:
