@@ -74,9 +74,10 @@ class Replicas:
 class Shards:
     """Groups of processes of which each holds a shard of everything, and replicas of such a group.
 
-    size: processes in a group (None: all). host_mesh: the same processes, for shards in host memory. In bf16 the blocks' weights, nearly all there are, travel in bfloat16; those of
-    the ends are used in float32 by what must not be rounded, such as the embedding of times. Gradients are summed, and all
-    states kept, in float32.
+    size: processes in a group (None: all). host_mesh: the same processes, for shards in host memory.
+
+    In bf16 the blocks' weights, nearly all there are, travel in bfloat16; those of the ends are used in float32 by what must
+    not be rounded, such as the embedding of times. Gradients are summed, and all states kept, in float32.
     """
 
     def __init__(self, world, size, precision):

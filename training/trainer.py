@@ -19,7 +19,7 @@ from .guards import NumberGuard
 from .objective import make_objective
 from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
 from .parallel import parallel_of
-from .tensors import load_shards, whole
+from .tensors import host_copy, host_shards, load_shards, whole
 from .transfer import open_init, take_over
 
 CONTENT = ("args", "optimizer", "step", "num_images", "recipe")  # of a checkpoint, beside the states
@@ -172,6 +172,13 @@ class Trainer:
             self.optimizer.step()
         self.averages.update(self.step, self.numbers.bad.float())
         return sums, norm, good
+
+    def on_host(self, content, sharded):
+        """A content in host memory of its own: whole on the main process, with nothing on the others, or sharded, where each
+        has what it holds. Every process must call it."""
+        if sharded:
+            return host_shards(content, self.parallel.host_mesh)
+        return host_copy(content, keep=self.run.world.is_main)
 
     def together(self, model):
         """A context with a network to ask in the place of a model of this trainer, which may be sharded: each process as
