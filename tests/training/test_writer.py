@@ -238,7 +238,7 @@ save, count = training.writer.save_checkpoint, 0
 
 def slowly(content, path, watch):
     def part():
-        time.sleep(0.003)
+        time.sleep(0.001)
         watch()
     save(content, path, part)
 
