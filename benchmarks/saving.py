@@ -32,7 +32,7 @@ def measure(trainer, monitor, saves):
         timed(in_place, lambda: save_checkpoint(trainer.content(), monitor.folder.checkpoint_path(trainer.step)))
         timed(alone, step)
         timed(behind, lambda: monitor.save(trainer))
-        while not monitor.writer.last["checkpoints"].done():
+        while not monitor.saving.writer.last["checkpoints"].done():
             timed(beside, step)
     for name, seconds in zip(("wait in place", "wait behind", "a step alone", "a step during a write"), taken):
         print(f"{name:<24}{median(seconds):.3f} s")

@@ -183,7 +183,7 @@ def test_steps_go_on_and_a_second_save_waits_for_the_first(gate, tmp_path, capsy
     def saves(self, trainer):
         if trainer.step == 4:
             assert gate.begun.wait(60)
-            self.writer.wait, wait = lambda kind: (gate.open.set(), wait(kind))[1], self.writer.wait
+            self.saving.writer.wait, wait = lambda kind: (gate.open.set(), wait(kind))[1], self.saving.writer.wait
         save(self, trainer)
 
     def copies(self):
