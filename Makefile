@@ -11,6 +11,8 @@ DIGITS := --data-path builtin:digits --vae assets/digits-vae --image-size 32 --n
 GUIDANCE := --cfg-scale 2.75 --cfg-channels all
 # Multi-process tests on few cores: threads that spin while they wait would slow each other tenfold.
 QUIET := OMP_WAIT_POLICY=PASSIVE
+# A process of tests for each core; those of a file stay together, with what they make once.
+SHARED := -n auto --maxprocesses 8 --dist loadfile
 
 .PHONY: install demo demo-train demo-samples test test-slow test-gpu test-slurm lint clean
 
@@ -43,10 +45,10 @@ demo-samples: install
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
 
 test: install
-	$(QUIET) $(BIN)/python -m pytest -m "not slow and not slurm and not gpu"
+	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "not slow and not slurm and not gpu"
 
 test-slow: install
-	$(QUIET) $(BIN)/python -m pytest -m slow
+	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m slow
 
 # On the GPU where there is one; the other tests do not see it.
 test-gpu: install

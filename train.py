@@ -101,6 +101,8 @@ def add_running_args(add):
     free(add("--resume", action="store_true", help="continue the newest run of these flags, or start it"))
     free(add("--log-every", type=positive_int, default=100, help="steps between log lines"))
     free(add("--ckpt-every", type=positive_int, default=50_000, help="steps between checkpoints"))
+    formats = "one file, or one folder that all processes write (scripts/gather.py makes a file of it)"
+    free(add("--ckpt-format", default="whole", choices=["whole", "sharded"], help=formats))
     free(add("--keep-last", type=positive_int, help="checkpoints to keep (all)"))
     free(add("--keep-every", type=positive_int, help="keep those at multiples of this too"))
     free(add("--ema-snapshot-every", type=positive_int, help="steps between snapshots of --ema-power (--ckpt-every)"))
@@ -190,7 +192,8 @@ def train(run, monitor):
 
     with trainer.reading():
         received = loop(run, trainer, monitor)
-        saved = monitor.save(trainer)
+        monitor.save(trainer)
+        saved = monitor.written()
     monitor.finish(f"{f'Stopped by signal {received}' if received else 'Done'} at step {trainer.step:,}")
     distributed.cleanup()
     if not saved:

@@ -41,9 +41,21 @@ class DamagedFile(UserError):
     """A checkpoint that is no whole one."""
 
 
-def save_checkpoint(content, path):
-    """Write content to path so that path always holds a whole file."""
-    write_atomically(path, lambda file: torch.save(content, file))
+class Watched:
+    """A file that calls watch() before it is written to."""
+
+    def __init__(self, file, watch):
+        self.file, self.watch, self.flush = file, watch, file.flush
+
+    def write(self, data):
+        self.watch()
+        return self.file.write(data)
+
+
+def save_checkpoint(content, path, watch=lambda: None):
+    """Write content to path so that path always holds a whole file. watch() is called before each part of it, and gives the
+    file up by raising."""
+    write_atomically(path, lambda file: torch.save(content, Watched(file, watch)))
 
 
 def _read_whole(path):

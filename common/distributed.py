@@ -51,6 +51,10 @@ class World:
             raise error
         return made
 
+    def another_group(self):
+        """A group of the same processes for another thread of each: the messages of two threads must not meet in one."""
+        return dist.new_group(backend="gloo") if self.distributed else None
+
     def sum(self, tensor):
         """Sum over the processes, in place where there are several."""
         if self.distributed:

@@ -40,7 +40,7 @@ def split(content):
             return {TENSOR: name, "shape": tuple(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
         if isinstance(value, dict) and TENSOR in value:
             raise ValueError(f"{TENSOR!r} cannot be a key of a checkpoint")
-        return _rebuilt(value, lambda key, each: visit(each, *keys, key))
+        return rebuilt(value, lambda key, each: visit(each, *keys, key))
 
     return tensors, visit(content)
 
@@ -49,10 +49,10 @@ def join(rest, tensor):
     """The content that split took apart; tensor(name, shape, dtype) is what stands in the place of each."""
     if isinstance(rest, dict) and TENSOR in rest:
         return tensor(rest[TENSOR], torch.Size(rest["shape"]), _dtype(rest["dtype"]))
-    return _rebuilt(rest, lambda _, each: join(each, tensor))
+    return rebuilt(rest, lambda _, each: join(each, tensor))
 
 
-def _rebuilt(value, change):
+def rebuilt(value, change):
     """A dict, list or tuple with change(key, each) in the place of each of its values; another value as it is."""
     if isinstance(value, dict):
         made = copy.copy(value)  # of its kind

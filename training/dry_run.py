@@ -72,7 +72,7 @@ class DryRun:
         synchronize(self.run.device)
         self.seconds = time.time() - self.started
 
-    def save(self, trainer):
+    def written(self):
         return True
 
     def finish(self, line):
@@ -84,4 +84,4 @@ class DryRun:
     def _nothing(self, *args):
         """What else a Monitor does."""
 
-    log = warn = waiting = add = snapshot = draw_samples = validate = evaluate = _nothing
+    log = warn = waiting = add = save = snapshot = draw_samples = validate = evaluate = _nothing

@@ -4,8 +4,8 @@ from copy import deepcopy
 
 import torch
 
-from .parallel import own
 from .power_ema import decay_at, gamma_of
+from .tensors import own
 
 POWER = "ema-power-"  # before the width of an average by a power of time, in its name
 

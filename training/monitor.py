@@ -3,12 +3,10 @@
 import logging
 import sys
 import time
-from threading import Thread
 
 import torch
 from tqdm import tqdm
 
-from common.checkpoint import save_checkpoint
 from common.errors import UserError
 from common.machine import matrix_peak, precision_warning
 from inference import ODE, Guidance
@@ -17,9 +15,10 @@ from transport import SolverError
 
 from .costs import step_flops
 from .evaluation import Evaluation
-from .parallel import host_copy
+from .plot import Plotting
 from .run import backbone_on_paper
 from .run_folder import EVALUATIONS, METRICS, VALIDATIONS
+from .saving import Saving
 from .validation import Validation
 
 SAMPLES = 16  # in a picture
@@ -27,12 +26,12 @@ SAMPLES = 16  # in a picture
 
 class Monitor:
     """The main process logs; the others keep silent, except of their own failures. As a context, it ends log.txt with
-    the reason for a failure, whichever process it befalls."""
+    the reason for a failure, whichever process it befalls, after the files that are being written then."""
 
     def __init__(self, run):
         self.run, self.flags, self.world, self.folder = run, run.flags, run.world, run.folder
         self.logger = self.folder.logger() if self.world.is_main else logging.getLogger("silent")
-        self.plotting = Thread()
+        self.saving, self.plotting = Saving(run, self.log, self._saved), Plotting()
         self.wandb, self.progress, self.sums = None, tqdm(disable=True), {}
         self.evaluation = self.validation = None
 
@@ -52,10 +51,13 @@ class Monitor:
         return self
 
     def __exit__(self, kind, error, trace):
-        if kind is not None:
-            reason = (str(error).strip().splitlines() or [""])[0]
-            self.attempt("log", self.folder.append, f"[rank {self.world.rank}] FAILED: {kind.__name__}: {reason}")
-            self.progress.close()
+        try:
+            self.saving.close(at_once=kind is KeyboardInterrupt)
+        finally:
+            if kind is not None:
+                reason = (str(error).strip().splitlines() or [""])[0]
+                self.attempt("log", self.folder.append, f"[rank {self.world.rank}] FAILED: {kind.__name__}: {reason}")
+                self.progress.close()
 
     def attempt(self, what, call, *args, **kwargs):
         """call(*args, **kwargs), whose failure to write is told and otherwise passed over: the run matters more."""
@@ -91,10 +93,12 @@ class Monitor:
                 self.log(f"Continuing from {run.path}, step {step:,}")
             self.folder.write_flags(flags, run.total_steps)
             self.folder.rewind(step)
-            if trainer.is_snapshot_due:
-                self.snapshot(trainer)  # which a full disk prevented, or another --ema-snapshot-every did not ask for
             self.wandb = self.folder.start_wandb(flags) if flags.wandb and not trainer.is_complete else None
             self.progress = tqdm(total=run.total_steps, initial=step, disable=None, unit="step")
+        self.saving.begin()
+        if trainer.is_snapshot_due:
+            self.snapshot(trainer)  # which a full disk prevented, or another --ema-snapshot-every did not ask for
+            self.written()  # before the data's processes are forked
         if run.held_out is not None:
             self.validation = Validation(run, self.warn)
             count, held_out = len(self.validation.chosen), flags.val_path or f"--val-fraction {flags.val_fraction:g}"
@@ -151,30 +155,23 @@ class Monitor:
         self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
 
     def save(self, trainer):
-        """Write a checkpoint; a failure is logged, leaves the older ones, and returns False. Every process must call it."""
+        """Have a checkpoint written behind the next steps; a failure is logged and leaves the older ones. Every process must
+        call it."""
         trainer.check(self.log)
-        path, content = self.folder.checkpoint_path(trainer.step), host_copy(trainer.content(), self.world.is_main)
-        saved = self.world.broadcast(self._write(path, content, "checkpoints") if self.world.is_main else None)
-        if saved and self.world.is_main:  # which the others need not wait for
-            self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
-            self._plot(self.folder.plot_loss_rarely)
-        return saved
+        self.saving.checkpoint(trainer)
+
+    def written(self):
+        """Wait until all is written; returns whether the last checkpoint is there. Every process must call it."""
+        return self.saving.done()
 
     def snapshot(self, trainer):
-        """Keep the averages by a power of time as they are; a failure is logged. One that is there is the same already."""
-        path = self.folder.snapshot_path(trainer.step)
-        if self.world.is_main and not path.exists():
-            self._write(path, trainer.snapshot(), "snapshots")
+        """Keep the averages by a power of time as they are; a failure is logged. Every process must call it."""
+        self.saving.snapshot(trainer)
 
-    def _write(self, path, content, what):
-        try:
-            path.parent.mkdir(exist_ok=True)
-            save_checkpoint(content, path)
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when its writer meets a full disk
-            self.log(f"ERROR: could not write {path}: {str(error).splitlines()[0]}; the older {what} are untouched")
-            return False
-        self.log(f"Saved {path}")
-        return True
+    def _saved(self):
+        """After a checkpoint, in the writer's thread."""
+        self.attempt("checkpoints", self.folder.prune, self.flags.keep_last, self.flags.keep_every)
+        self._plot(self.folder.plot_loss_rarely)
 
     def draw_samples(self, trainer, step):
         """A picture of the EMA's samples: the same noise and classes each time. Every process must call it."""
@@ -229,16 +226,12 @@ class Monitor:
             self.wandb.log(values, step=step)
 
     def _plot(self, plot):
-        """In a thread, one at a time, while the steps go on."""
-        if not self.plotting.is_alive():
-            self.plotting = Thread(target=self.attempt, args=("loss.png", plot))
-            self.plotting.start()
+        self.plotting.begin(self.attempt, "loss.png", plot)
 
     def finish(self, line):
         self.progress.close()
         if self.world.is_main:
-            if self.plotting.is_alive():
-                self.plotting.join()
+            self.plotting.end()
             self.attempt("loss.png", self.folder.plot_loss)
         self.log(line)
         if self.wandb:

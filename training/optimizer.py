@@ -14,7 +14,7 @@ import torch
 
 from common.errors import UserError
 
-from .parallel import like
+from .tensors import like
 
 MOMENTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg"}  # one number a weight
 KERNELS = ("fused", "foreach", "capturable", "differentiable")  # how an optimizer computes, not what

@@ -2,8 +2,8 @@
 
 Replicas is DistributedDataParallel. Shards is PyTorch's fully_shard (FSDP2): of every weight, gradient, moment and average a
 process keeps the rows that are its own, along the first dimension; a block's weights are gathered for as long as it computes,
-and its gradients are reduced to shards at once. Both answer to the same calls, and the functions here take a plain tensor
-and a sharded one (DTensor) alike: the rest of the training does not know which it has.
+and its gradients are reduced to shards at once. Both answer to the same calls: the rest of the training does not know which it
+has.
 """
 
 import contextlib
@@ -14,73 +14,22 @@ import torch
 import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, empty
 from torch.nn.parallel import DistributedDataParallel
 
-from common.checkpoint import load_weights
 from common.distributed import join_alone
+from common.nested import join, split
 from common.recipe import build_with
+from common.sharded import is_sharded, load_whole, read_into
 
 from .first_weights import first_shards
-
-
-def whole(tensor):
-    """A tensor with all its rows, on every process; every process must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-@torch.no_grad()
-def own(tensor):
-    """What this process holds of a tensor: the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def like(saved, tensor):
-    """A whole tensor of a file as the shard of it that belongs to tensor, if that is sharded; any other stays as it is."""
-    if not isinstance(tensor, DTensor) or isinstance(saved, DTensor) or saved.shape != tensor.shape:
-        return saved
-    return _sharded(saved[_rows(tensor)], tensor)
-
-
-def _rows(tensor):
-    """The rows of a sharded tensor that are this process's, as a slice."""
-    mesh = tensor.device_mesh
-    return rows(tensor.shape[0], mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1))
-
-
-def rows(count, shards, index):
-    """The rows of a tensor of count rows that belong to shard index, as torch.chunk deals them out: the last may have none."""
-    each = -(-count // shards)
-    return slice(min(index * each, count), min((index + 1) * each, count))
-
-
-def _sharded(rows, tensor):
-    return DTensor.from_local(
-        rows, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
-
-
-def host_copy(content, keep=True):
-    """A nested content with its tensors in host memory of their own, sharded ones whole: these are gathered one by one, so
-    that no device holds more than one. Every process must call it; those that do not keep it get None for each tensor."""
-    if isinstance(content, dict):
-        return {name: host_copy(value, keep) for name, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return type(content)(host_copy(value, keep) for value in content)
-    if not isinstance(content, torch.Tensor):
-        return content
-    gathered = whole(content.detach())
-    return gathered.to("cpu", copy=True) if keep else None
-
-
-def load_shards(module, state, path):
-    """load_weights for a module that may be sharded. Raises UserError with the first mismatch."""
-    there = module.state_dict()
-    return load_weights(module, {name: like(value, there.get(name)) for name, value in state.items()}, path)
+from .tensors import load_shards, own, rows
 
 
 class Replicas:
     """Every process holds everything."""
+
+    host_mesh = None  # nothing is sharded
 
     def __init__(self, world):
         self.world = world
@@ -88,6 +37,10 @@ class Replicas:
     def build(self, recipe, log):
         """A new model on the device, with its first weights."""
         return recipe.build().to(self.world.device)
+
+    def read(self, content, path):
+        """A checkpoint's content with its tensors at hand, of which open_start may have none."""
+        return load_whole(path) if is_sharded(path) else content
 
     def build_with(self, recipe, state, path):
         """A model with these weights. Raises UserError where they do not fit."""
@@ -121,9 +74,10 @@ class Replicas:
 class Shards:
     """Groups of processes of which each holds a shard of everything, and replicas of such a group.
 
-    size: processes in a group (None: all). In bf16 the blocks' weights, nearly all there are, travel in bfloat16; those of
-    the ends are used in float32 by what must not be rounded, such as the embedding of times. Gradients are summed, and all
-    states kept, in float32.
+    size: processes in a group (None: all). host_mesh: the same processes, for shards in host memory.
+
+    In bf16 the blocks' weights, nearly all there are, travel in bfloat16; those of the ends are used in float32 by what must
+    not be rounded, such as the embedding of times. Gradients are summed, and all states kept, in float32.
     """
 
     def __init__(self, world, size, precision):
@@ -133,6 +87,7 @@ class Shards:
         if size < world.size:
             shape, names = (world.size // size, size), ("replicate", "shard")
         self.precision, self.world, self.mesh = precision, world, init_device_mesh(kind, shape, mesh_dim_names=names)
+        self.host_mesh = self.mesh if kind == "cpu" else init_device_mesh("cpu", shape, mesh_dim_names=names)
         halves = dict(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # which nobody writes into
         self.blocks_policy = MixedPrecisionPolicy(**halves) if precision == "bf16" else MixedPrecisionPolicy()
@@ -154,6 +109,19 @@ class Shards:
         for name, parameter in self._shard(model, self.blocks_policy).named_parameters():
             own(parameter).copy_(shards[name])
         return model
+
+    def read(self, content, path):
+        """A checkpoint's content with its tensors at hand: of a folder's each process reads its shards alone."""
+        if not is_sharded(path):
+            return content
+        tensors, rest = split(content)
+        layout = dict(device_mesh=self.mesh, placements=[Replicate()] * (self.mesh.ndim - 1) + [Shard(0)])
+        tensors = {
+            name: empty(tensor.shape, dtype=tensor.dtype, **layout) if tensor.ndim else torch.empty_like(tensor, device="cpu")
+            for name, tensor in tensors.items()
+        }
+        read_into(path, tensors)
+        return join(rest, lambda name, *_: tensors[name])
 
     def _on_paper(self, recipe):
         with torch.device("meta"):

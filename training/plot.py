@@ -2,6 +2,7 @@
 
 from functools import partial
 from itertools import accumulate, cycle
+from threading import Lock, Thread
 
 import matplotlib
 
@@ -14,6 +15,24 @@ NO_LOSSES = ("step", "grad_norm", "lr", "images_per_second", "share_of_peak")  #
 POINTS = 2000  # of a curve, which has no room for more
 VALIDATED = ("loss", "held out", "tab:purple"), ("ema_loss", "held out, EMA", "tab:red")  # columns of validations.csv
 COLOURS = ("tab:blue", "tab:green", "tab:brown", "tab:pink", "tab:olive")
+
+
+class Plotting:
+    """A thread that draws while the steps go on: one at a time, whichever threads ask, for matplotlib bears no more."""
+
+    def __init__(self):
+        self.thread, self.asking = Thread(), Lock()
+
+    def begin(self, call, *args):
+        """call(*args) in a thread, unless another is still at it."""
+        with self.asking:
+            if not self.thread.is_alive():
+                self.thread = Thread(target=call, args=args)
+                self.thread.start()
+
+    def end(self):
+        if self.thread.is_alive():
+            self.thread.join()
 
 
 def column(rows, x, y):

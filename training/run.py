@@ -13,6 +13,7 @@ from common.dialects import open_checkpoint
 from common.errors import UsageError, as_usage_error, told_as
 from common.precision import set_precision
 from common.recipe import Recipe, flags_in, recipe_of
+from common.sharded import is_sharded, open_sharded, verify
 from common.sizes import latent_shape
 from data.autoencoder import image_channels, load_autoencoder
 from data.images import ImageData
@@ -148,6 +149,13 @@ def open_data(flags, world):
     return dataset, held_out
 
 
+def open_start(path, kind=None):
+    """The content of a checkpoint to begin from, of any kind where one is given; a sharded one's tensors hold no data yet."""
+    if is_sharded(path):
+        return open_sharded(path)
+    return open_checkpoint(path, kind) if kind else load_checkpoint(path)
+
+
 def find_start(flags, name, warn):
     """(run folder or None for a new one, checkpoint path or None, its content or None) to begin from.
 
@@ -155,7 +163,9 @@ def find_start(flags, name, warn):
     """
     if flags.ckpt:
         path = locate(flags.ckpt)
-        content = open_checkpoint(path, flags.kind)
+        if is_sharded(path):
+            verify(path)
+        content = open_start(path, flags.kind)
         ours = {"args", "recipe"} <= content.keys() and "translated" not in content
         flags.init_sha256 = flags_in(content).get("init_sha256")  # what it once began with
         refuse_differences(differences(flags, content.get("args") or {}, whole=ours), f"--ckpt {path}")
@@ -187,7 +197,7 @@ def begin_run(run):
 
     run.folder, run.path = world.from_main(start)
     if run.path and not world.is_main:
-        run.content = open_checkpoint(locate(flags.ckpt), flags.kind) if flags.ckpt else load_checkpoint(run.path)
+        run.content = open_start(locate(flags.ckpt), flags.kind) if flags.ckpt else open_start(run.path)
     if run.content:
         found = recipe_of(run.content, weights_of(run.content, run.path), run.path, flags.model)
         check_data(run.dataset, found, run.content.get("num_images"), run.path)

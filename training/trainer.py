@@ -18,7 +18,8 @@ from .ema import Averages
 from .guards import NumberGuard
 from .objective import make_objective
 from .optimizer import learning_rate, load_optimizer, make_optimizer, step_of
-from .parallel import load_shards, parallel_of, whole
+from .parallel import parallel_of
+from .tensors import host_copy, host_shards, load_shards, whole
 from .transfer import open_init, take_over
 
 CONTENT = ("args", "optimizer", "step", "num_images", "recipe")  # of a checkpoint, beside the states
@@ -85,8 +86,9 @@ class Trainer:
 
     def _first_weights(self, log):
         """The model of the checkpoint that the run starts from, of which published files have an EMA alone, or a new one."""
-        run, content, path = self.run, self.run.content, self.run.path
-        if content:
+        run, path = self.run, self.run.path
+        if run.content:
+            content = run.content = self.parallel.read(run.content, path)
             weights = weights_of(content, path, "model" if "model" in content else None)
             return self.parallel.build_with(run.recipe, weights, path)
         model = self.parallel.build(run.recipe, log)
@@ -170,6 +172,13 @@ class Trainer:
             self.optimizer.step()
         self.averages.update(self.step, self.numbers.bad.float())
         return sums, norm, good
+
+    def on_host(self, content, sharded):
+        """A content in host memory of its own: whole on the main process, with nothing on the others, or sharded, where each
+        has what it holds. Every process must call it."""
+        if sharded:
+            return host_shards(content, self.parallel.host_mesh)
+        return host_copy(content, keep=self.run.world.is_main)
 
     def together(self, model):
         """A context with a network to ask in the place of a model of this trainer, which may be sharded: each process as

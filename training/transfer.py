@@ -6,7 +6,7 @@ from common.errors import UserError, told_as
 from common.recipe import recipe_of
 from inference.loading import note_on_classes
 
-from .parallel import load_shards, whole
+from .tensors import load_shards, whole
 
 CLASSES, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
 INPUT, OUTPUT = "x_embedder.proj.weight", ("final_layer.linear.weight", "final_layer.linear.bias")

@@ -70,6 +70,7 @@ save = Monitor.save
 
 def dying(self, trainer):
     save(self, trainer)
+    self.written()
     os.kill(os.getpid(), signal.SIGKILL)
 
 Monitor.save = dying

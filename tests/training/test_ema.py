@@ -1,5 +1,6 @@
 """Averages by a power of time: the mathematics against other ways to it, and snapshots, whatever befalls a run."""
 
+import os
 import shutil
 
 import numpy as np
@@ -9,9 +10,8 @@ import torch.nn as nn
 from scipy.integrate import quad
 
 from cli import DIGITS, call, launch, one_line
-from common.checkpoint import load_checkpoint
+from common.checkpoint import load_checkpoint, save_checkpoint
 from training.ema import Averages
-from training.monitor import Monitor
 from training.power_ema import NARROWEST, WIDEST, decay_at, gamma_of
 from training.profiles import fit, inner_products
 from training.run_folder import RunFolder
@@ -173,27 +173,23 @@ def test_killed_at_any_time_and_resumed_the_snapshots_are_those_of_the_straight_
 
 
 def test_a_snapshot_comes_before_the_checkpoint_of_its_step(tmp_path, capsys, monkeypatch):
-    written, write = [], Monitor._write
-    monkeypatch.setattr(
-        Monitor, "_write", lambda self, path, *more: written.append(path.parts[-2:]) or write(self, path, *more)
-    )
+    written, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda one, path: replace(one, path) or written.append(path.parts[-2:]))
     train(capsys, tmp_path, "--max-steps", 3, "--ckpt-every", 2)  # and at the end
     names = [("0000002.pt", "0000002.pt"), ("0000003.pt", "0000003.pt")]
+    written = [parts for parts in written if parts[1].endswith(".pt")]
     assert written == [(what, name) for pair in names for what, name in zip(("snapshots", "checkpoints"), pair)]
     assert train(capsys, tmp_path, "--max-steps", 3, "--ckpt-every", 2, "--resume").out.count("Saved") == 0
 
 
 def test_a_snapshot_that_could_not_be_written_is_told_and_made_up_for(straight, tmp_path, capsys, monkeypatch):
-    save = "training.monitor.save_checkpoint"
-    real = Monitor._write.__globals__["save_checkpoint"]
-
-    def full(content, path):
+    def full(content, path, *more):
         if path.parent.name == "snapshots":
             raise OSError(28, "No space left on device")
-        real(content, path)
+        save_checkpoint(content, path, *more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(save, full)
+        patch.setattr("training.writer.save_checkpoint", full)
         result = train(capsys, tmp_path, "--max-steps", 2, "--ema-snapshot-every", 2)
     assert result.out.count("ERROR: could not write") == 1 and "the older snapshots are untouched" in result.out
     assert not snapshots(tmp_path)

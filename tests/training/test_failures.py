@@ -25,14 +25,14 @@ PLACES = {
     "the loss": "transport.transport.Transport.training_losses = break_",
     "a sample picture": "inference.pipeline.Pipeline.draw = break_",
     "an evaluation": "training.evaluation.Evaluation.measure = break_",
-    "saving": "training.monitor.save_checkpoint = break_",
+    "saving": "training.writer.save_checkpoint = break_",
     "a loading process": "data.images.DigitsDataset.__getitem__ = break_",
 }
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
-import train, training.trainer, training.monitor, inference.pipeline, transport.transport, data.images
+import train, training.trainer, training.monitor, training.writer, inference.pipeline, transport.transport, data.images
 from train_utils import run
 
 def break_(*args, **kwargs):
@@ -130,7 +130,7 @@ MANY = """
 import os, random, signal, subprocess, sys, time
 sys.path.insert(0, {root!r})
 import torch
-import train, training.trainer, training.monitor, training.run, inference.pipeline, data.images
+import train, training.trainer, training.monitor, training.run, training.writer, inference.pipeline, data.images
 from train_utils import run
 
 attempt, rank = int(os.environ["TORCHELASTIC_RESTART_COUNT"]), int(os.environ["RANK"])
@@ -148,13 +148,13 @@ def kill():
 
 PLACES = [
     (torch.optim.AdamW, "step", 30), (training.trainer, "draw_step", 30), (data.images.DigitsDataset, "__getitem__", 100),
-    (training.monitor, "save_checkpoint", 10), (os, "replace", 10), (inference.pipeline.Pipeline, "draw", 4),
+    (training.writer, "save_checkpoint", 10), (os, "replace", 10), (inference.pipeline.Pipeline, "draw", 4),
     (training.monitor.Monitor, "report", 10), (training.trainer.Trainer, "_continue", 1), (training.run, "plan_run", 1),
 ]
 chance = random.Random(attempt)
 owner, name, most = chance.choice(PLACES)
 who, calls, how = chance.randrange(2), chance.randint(1, most), chance.choice([leave, kill])
-if os.path.basename(getattr(owner, "__file__", "")) in ("monitor.py", "os.py") or name == "draw":
+if os.path.basename(getattr(owner, "__file__", "")) in ("writer.py", "os.py") or name == "draw":
     who = 0  # the main process saves and draws
 original, count = getattr(owner, name), 0
 

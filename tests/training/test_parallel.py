@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ from conftest import pictures
 from inference import Pipeline
 from models import SiT_models
 from training.first_weights import first_shards
-from training.parallel import rows
+from training.tensors import rows
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
 SMALL += ["--log-every", 1, "--sample-every", 1000]
@@ -36,7 +37,7 @@ def result(folder):
     run = max(folder.glob("???-*"))
     with open(run / "metrics.csv") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
-    return load_checkpoint(max(run.glob("checkpoints/*.pt"))), losses
+    return load_checkpoint(max(run.glob("checkpoints/*"))), losses
 
 
 def difference(ours, theirs):
@@ -199,7 +200,7 @@ import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from gpu.conftest import training
-from training.parallel import own
+from training.tensors import own
 
 def held(trainer):
     tensors = [*trainer.objective.parameters(), *(p for model in trainer.averages.models.values() for p in model.parameters())]
@@ -237,6 +238,25 @@ def test_a_bad_gradient_of_one_process_changes_nothing_anywhere(more, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "non-finite loss or gradient at step 3: rank 1" in done.stdout
+
+
+def test_a_folder_of_shards_goes_on_in_any_form(tmp_path):
+    """--ckpt-format sharded: read by two processes again, bit for bit; by one without shards; and by sample.py."""
+    more = ["--ema-decay", 0.9, 0.5, "--ema-power", 0.1, "--ckpt-every", 2, "--keep-last", 2]
+    folders = ["--shard", "--ckpt-format", "sharded", *more]
+    straight = runs(2, tmp_path, {"a": folders, "b": folders}, steps=6)["a"]
+    kept = sorted(path.name for path in next((tmp_path / "a").glob("*/checkpoints")).iterdir())
+    assert kept == ["0000004", "0000006"]
+    for name in ("b", "c"):
+        shutil.copytree(tmp_path / "a", tmp_path / name, dirs_exist_ok=True)
+        shutil.rmtree(next((tmp_path / name).glob("*/checkpoints/0000006")))
+    again = runs(2, tmp_path, {"b": [*folders, "--resume"]}, steps=6)["b"]
+    assert difference(again[0], straight[0]) == 0 and again[1] == straight[1]
+    alone = runs(1, tmp_path, {"c": [*more, "--resume"]}, steps=6)["c"]
+    assert_near(alone, straight)
+    sample = [next((tmp_path / name).glob(f"*/checkpoints/0000006{end}")) for name, end in (("a", ""), ("c", ".pt"))]
+    ours, theirs = (Pipeline.load(path).sample([3], seed=0).astype(int) for path in sample)
+    assert np.abs(ours - theirs).max() <= 1
 
 
 def test_wrong_flags_are_one_line(capsys, tmp_path):

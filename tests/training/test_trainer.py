@@ -292,14 +292,14 @@ import sys
 sys.path.insert(0, {root!r})
 import multiprocessing, train
 from train_utils import run
-import training.trainer
-Parallel = training.trainer.DistributedDataParallel
+import training.parallel
+Parallel = training.parallel.DistributedDataParallel
 
 def wrap(*args, **kwargs):
     print("CHILDREN", len(multiprocessing.active_children()), flush=True)
     return Parallel(*args, **kwargs)
 
-training.trainer.DistributedDataParallel = wrap
+training.parallel.DistributedDataParallel = wrap
 arguments = train.make_parser().parse_args()
 run(lambda: train.main(arguments), "train.py")
 """
