@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import shards as sharded
 import torch
 import torch.distributed as dist
 from torch._dynamo.utils import counters
@@ -101,6 +102,20 @@ def ddp(bench):
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     yield from steps(bench, 256, 32, ("blocks", "whole"), defaults=False)
     dist.destroy_process_group()
+
+
+def shards(bench):
+    """Of as many processes as there are GPUs: sharded training beside DDP. Alone, a GPU has nothing to share."""
+    processes = torch.cuda.device_count() if bench.device.type == "cuda" else 2
+    if processes < 2:
+        yield "left out: it needs two GPUs", {}
+        return
+    name, image_size, each = bench.small(("SiT-XL/2", 256, 32), ("SiT-T/8", 64, 2))
+    settings = ["DDP, bf16", "shards, bf16"]
+    for line in sharded.lines(processes, name, image_size, each * processes, settings, device=bench.device.type):
+        figures = {"ms": 1000 * line["seconds"], "images/s": each * processes / line["seconds"]}
+        figures |= {"memory, GB": line["measured"] / 1e9, "on paper, GB": line["paper"] / 1e9}
+        yield f"{name}, {image_size} px, batch {each} a process, {processes} processes, {line['setting']}", figures
 
 
 def peaks(bench):

@@ -1,19 +1,20 @@
 """What a process of train.py --shard holds, measured and on paper: python benchmarks/shards.py --processes 1 2 4
 
 Real processes under torchrun, on GPUs where there are that many, else on the CPU, where memory is the whole process's. A line
-is a training of its own, with random latents: memory from before its model is made until after its third step, of the process
-that took most; its time is that of a further step.
+is a training of its own, with random latents: memory from before its model is made until after its third step, which is
+timed, of the process that took most.
 """
 
+import contextlib
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.errors import UserError
 from train_utils import Parser, positive_int, run
 
@@ -30,11 +31,10 @@ def measure(world, name, image_size, batch, flags):
     """A training's figures, on every process."""
     from types import SimpleNamespace
 
-    import torch
     from gpu_training import open_trainer
     from measure import Bench
 
-    from common.machine import PeakMemory, synchronize
+    from common.machine import PeakMemory
     from train import make_parser
     from training.costs import gathered_bytes, on_paper, training_bytes
 
@@ -44,11 +44,10 @@ def measure(world, name, image_size, batch, flags):
     memory = PeakMemory(world.device)
     trainer, step = open_trainer(bench, name, image_size, batch, precision, flags, world)
     trainer.prepare()
-    for _ in range(3):
-        step()
-    synchronize(world.device)
-    held = max(world.gather(memory.read()))
+    step()
+    step()
     seconds = bench.seconds(step)
+    held = max(world.gather(memory.read()))
     network, shards = on_paper(name, image_size), (asked.shard_size or world.size) if asked.shard else None
     states, activations = training_bytes(network, batch // world.size, precision, asked.grad_checkpointing, shards=shards)
     figures = SimpleNamespace(states=states, gathered=gathered_bytes(network, precision, shards or 1), activations=activations)
@@ -60,7 +59,10 @@ def work(args):
     """In a process of torchrun: a line of JSON for each setting."""
     from common import distributed
 
+    with contextlib.suppress(AttributeError):  # where there is no Linux
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: torchrun, once killed, ends nobody
     world = distributed.setup()
+    measure(world, "SiT-T/8", args.image_size, world.size, ["--shard"])  # what libraries take once
     for setting in args.only or SETTINGS:
         figures = measure(world, args.model, args.image_size, args.batch_size, SETTINGS[setting])
         if world.is_main:
@@ -68,14 +70,20 @@ def work(args):
     distributed.cleanup()
 
 
-def lines(processes, model, image_size, batch, settings, timeout=600):
-    """The figures of each setting, in bytes and seconds, by so many processes. Raises UserError where one fails."""
+def lines(processes, model, image_size, batch, settings, device=None):
+    """The figures of each setting, in bytes and seconds, by so many processes. Raises UserError where one fails.
+
+    device: cpu or cuda (GPUs where there are that many).
+    """
+    import torch
+
     own = [__file__, "--work", "--model", model, "--image-size", image_size, "--batch-size", batch, "--only", *settings]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     # What is freed goes back to the system at once, or the process's memory would say nothing of its tensors.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    settings = dict(capture_output=True, text=True, env=environment, timeout=timeout)
-    done = subprocess.run([*map(str, [*launcher, *own])], **settings)
+    if device == "cpu" or torch.cuda.device_count() < processes:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    done = subprocess.run([*map(str, [*launcher, *own])], capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(f"{processes} processes failed:\n{done.stderr[-3000:]}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

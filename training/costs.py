@@ -100,10 +100,15 @@ def training_bytes(network, batch, precision="bf16", checkpointing=False, averag
     return state_bytes(network, averages, shards or 1), activations
 
 
-def _blocks_and_rest(network):
-    """Trained numbers of each block, which is gathered by itself, and of the rest of the network."""
-    blocks = [parameters(block) for block in getattr(network, "blocks", None) or []]
-    return blocks, parameters(network) - sum(blocks)
+def _blocks_and_rest(network, count=parameters):
+    """count(module) of each block, which is gathered by itself, and of the rest of the network."""
+    blocks = [count(block) for block in getattr(network, "blocks", None) or []]
+    return blocks, count(network) - sum(blocks)
+
+
+def _dealt(network, shards):
+    """Numbers in a network's shards, all together, fixed ones too: each tensor's rows are dealt out, as many to each shard."""
+    return sum(-(-len(p) // shards) * shards * p[0].numel() for p in network.parameters())
 
 
 def gathered_bytes(network, precision="bf16", shards=1):
@@ -128,7 +133,7 @@ def all_reduced_bytes(network, processes):
 def sharded_traffic(network, processes, shards, precision="bf16", parts=1):
     """(gathered, reduced, averaged) bytes that each process sends in a step of so many parts, by rings: weights, once for the
     forward and once for the backward pass; float32 gradients to their shards; these among the replicas of a group of shards."""
-    blocks, rest = _blocks_and_rest(network)
+    blocks, rest = _blocks_and_rest(network, lambda part: _dealt(part, shards))
     gathered = 2 * ((2 if precision == "bf16" else 4) * sum(blocks) + 4 * rest)
     reduced, replicas = 4 * parameters(network), processes // shards
     others = (shards - 1) / shards
