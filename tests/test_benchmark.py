@@ -70,8 +70,8 @@ def test_the_gpu_benchmark_in_miniature_adds_each_run_to_its_file(gpu, tmp_path)
     assert sorted(path.name for path in out.parent.iterdir()) == ["gpu.json", "gpu.md"]
 
 
-def test_it_takes_less_than_twenty_minutes(gpu):
-    assert sum(gpu.LIMITS.values()) <= 20 * 60 and gpu.items().keys() == gpu.LIMITS.keys()
+def test_it_takes_less_than_twenty_minutes_on_one_gpu(gpu):
+    assert sum(gpu.LIMITS.values()) - gpu.LIMITS["shards"] <= 20 * 60 and gpu.items().keys() == gpu.LIMITS.keys()
 
 
 def test_an_item_that_hangs_or_fails_costs_no_other(gpu, monkeypatch, capsys, tmp_path):
