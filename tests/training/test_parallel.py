@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from PIL import Image
 
 from cli import DIGITS, ENV, ROOT, call, launch, one_line
 from common.checkpoint import load_checkpoint
+from common.distributed import World, cleanup
 from conftest import pictures
 from inference import Pipeline
-from models import SiT_models
+from models import SiT, SiT_models
 from training.first_weights import first_shards
+from training.parallel import Shards
 from training.tensors import rows
+from training.tensors import whole as whole_tensor
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
 SMALL += ["--log-every", 1, "--sample-every", 1000]
@@ -82,6 +86,37 @@ def test_first_weights_piece_by_piece_are_the_whole_ones(changes):
         for name, tensor in whole.named_parameters():
             assert torch.equal(shards[name], tensor[rows(len(tensor), 3, index)]), name
             assert model.get_parameter(name).requires_grad == tensor.requires_grad
+
+
+class Buffered(SiT):
+    """With a buffer that is in no file, and one that is."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.register_buffer("made", torch.rand(3), persistent=False)
+        self.register_buffer("kept", torch.rand(3))
+
+
+def test_buffers_are_those_of_the_whole_model():
+    whole = lambda: Buffered(input_size=8, hidden_size=16, depth=1, num_heads=2)  # noqa: E731
+    torch.manual_seed(0)
+    expected, after = whole(), torch.rand(1)
+    torch.manual_seed(0)
+    world = World(0, 1, torch.device("cpu"))
+    try:
+        shards = Shards(world, None, "fp32")
+        model = shards.build(SimpleNamespace(build=whole), pytest.fail)
+        assert torch.equal(torch.rand(1), after)
+        recipe, before = SimpleNamespace(build=whole), torch.get_rng_state()
+        state = {name: tensor.clone() for name, tensor in expected.state_dict().items()}
+        copied, loaded = shards.copy(model, recipe), shards.build_with(recipe, state, "file")
+        assert torch.equal(torch.get_rng_state(), before)
+        for each in (model, copied, loaded):
+            assert torch.equal(each.kept, expected.kept) and torch.equal(whole_tensor(each.pos_embed), expected.pos_embed)
+        assert torch.equal(model.made, expected.made) and torch.equal(copied.made, expected.made)
+        assert 0 <= loaded.made.min() < loaded.made.max() <= 1
+    finally:
+        cleanup()
 
 
 class LooksBack(torch.nn.Module):
