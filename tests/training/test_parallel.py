@@ -3,9 +3,11 @@
 import csv
 import itertools
 import json
+import random
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from cli import DIGITS, ENV, ROOT, call, launch, one_line
+from cli import DIGITS, ENV, ROOT, call, kill_tree, launch, one_line
 from common.checkpoint import load_checkpoint
 from common.distributed import World, cleanup
+from common.sharded import verify
 from conftest import pictures
 from inference import Pipeline
 from models import SiT, SiT_models
@@ -23,6 +26,8 @@ from training.first_weights import first_shards
 from training.parallel import Shards
 from training.tensors import rows
 from training.tensors import whole as whole_tensor
+
+from .test_resume import start, wait_for
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
 SMALL += ["--log-every", 1, "--sample-every", 1000]
@@ -292,6 +297,33 @@ def test_a_folder_of_shards_goes_on_in_any_form(tmp_path):
     sample = [next((tmp_path / name).glob(f"*/checkpoints/0000006{end}")) for name, end in (("a", ""), ("c", ".pt"))]
     ours, theirs = (Pipeline.load(path).sample([3], seed=0).astype(int) for path in sample)
     assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.slow
+def test_killed_while_all_processes_write_a_folder(tmp_path):
+    """Whenever that is, each folder that is there is whole, none that was there is lost, and the run ends as if undisturbed."""
+    flags = ["--shard", "--ckpt-format", "sharded", "--ckpt-every", 2, "--ema-decay", 0.9, *(f"0.9{i}" for i in range(1, 9))]
+    straight = runs(2, tmp_path, {"straight": flags}, steps=14)["straight"]
+    argv = [*SMALL, "--max-steps", 14, "--results-dir", tmp_path / "run", "--resume", *flags]
+    rng, kept = random.Random(0), set()
+    for _ in range(3):
+        victim = start(*argv, processes=2)
+        try:
+            wait_for(lambda: {path.name for path in tmp_path.glob("run/*/checkpoints/[0-9]*")} - kept, victim)  # noqa: B023
+            wait_for(lambda: list(tmp_path.glob("run/*/checkpoints/.*.tmp")), victim)
+            time.sleep(rng.uniform(0, 0.1))
+        finally:
+            kill_tree(victim)
+        folder = next(tmp_path.glob("run/*/checkpoints"))
+        there = {path.name for path in folder.glob("[0-9]*")}
+        assert kept < there
+        kept = there
+        for name in kept:
+            verify(folder / name)
+    done = launch("train", *argv, processes=2)
+    assert done.code == 0, done.err
+    assert not list(folder.glob(".*"))
+    assert difference(result(tmp_path / "run")[0], straight[0]) == 0
 
 
 def test_wrong_flags_are_one_line(capsys, tmp_path):
