@@ -212,13 +212,17 @@ def sincos_pos_embed(hidden_size, rows, columns):
     return torch.cat([column, row], dim=2).reshape(rows * columns, hidden_size).float()
 
 
-# The paper's four sizes, and T, a tiny one for a CPU. The name of a model is its size and its patch: SiT-XL/2.
+# The paper's four sizes, T, a tiny one for a CPU, and larger ones by their number of parameters. The name of a model is its
+# size and its patch: SiT-XL/2.
 SIZES = {
     "XL": dict(depth=28, hidden_size=1152, num_heads=16),
     "L": dict(depth=24, hidden_size=1024, num_heads=16),
     "B": dict(depth=12, hidden_size=768, num_heads=12),
     "S": dict(depth=12, hidden_size=384, num_heads=6),
     "T": dict(depth=6, hidden_size=128, num_heads=4),
+    "3B": dict(depth=40, hidden_size=2048, num_heads=16),  # not the paper's, as the next two; heads of 128 channels
+    "8B": dict(depth=48, hidden_size=3072, num_heads=24),  # its states take two GPUs of 80 GB or more: for --shard
+    "17B": dict(depth=56, hidden_size=4096, num_heads=32),  # for --shard over 8 GPUs or more
 }
 SIT_CONFIGS = {f"SiT-{size}/{patch}": {**dims, "patch_size": patch} for size, dims in SIZES.items() for patch in (2, 4, 8)}
 

@@ -20,7 +20,7 @@ from inference.settings import DEQUANTIZE
 from training.power_ema import NARROWEST, WIDEST
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS, SolverError, TransportSettings
 
-MODELS = "SiT-{XL,L,B,S,T}/{2,4,8}"
+MODELS = "SiT-{XL,L,B,S,T,3B,8B,17B}/{2,4,8}"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -42,7 +42,7 @@ from data.images import load_image, to_latents
 from inference import Guidance
 from inference.guidance import GuidedNetwork, compile_network
 from models import SIT_CONFIGS, SiT_models
-from train_utils import Parser, positive_int, run
+from train_utils import MODELS, Parser, positive_int, run
 from training.costs import SD_AUTOENCODER, autoencoder_flops, forward_flops, on_paper, step_flops
 from training.ema import update_ema
 from transport import Sampler, create_transport
@@ -264,7 +264,7 @@ SECTIONS = {
 
 def make_parser():
     parser = Parser(prog="benchmark.py", description="Time a SiT's training and sampling on this machine.")
-    parser.add_argument("--model", default="SiT-S/2", choices=SIT_CONFIGS, metavar="SiT-{XL,L,B,S,T}/{2,4,8}", help="backbone")
+    parser.add_argument("--model", default="SiT-S/2", choices=SIT_CONFIGS, metavar=MODELS, help="backbone")
     parser.add_argument("--batch-size", type=positive_int, default=8, help="images")
     parser.add_argument("--image-size", type=positive_int, default=256, help="pixels a side")
     parser.add_argument(

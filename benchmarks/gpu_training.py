@@ -3,11 +3,13 @@
 An item is a function that yields (setting, {figure: number}). Weights and latents are random.
 """
 
+import contextlib
 import tempfile
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
+import shards as sharded
 import torch
 import torch.distributed as dist
 from torch._dynamo.utils import counters
@@ -37,17 +39,19 @@ def recipe_of(name, image_size):
     return Recipe(name, arguments, image_size, vae="random", transport=TransportSettings())
 
 
-def open_trainer(bench, name, image_size, batch, precision, more=()):
-    """A Trainer as train.py has it, to be prepared, and its step on cached latents."""
+def open_trainer(bench, name, image_size, batch, precision, more=(), world=None):
+    """A Trainer as train.py has it, to be prepared, and its step on cached latents, of which batch are all processes'."""
     flags = ["--data-path", "random", "--model", name, "--global-batch-size", str(batch), *more]
     flags, recipe = train.make_parser().parse_args(flags), recipe_of(name, image_size)
     set_precision(precision, bench.device)
     transport, data = Transport(recipe.transport), SimpleNamespace(mirrors=True)
-    work = Run(flags, World(0, 1, bench.device), precision, data, PixelSpace(), transport, recipe, total_steps=10**6)
-    with torch.device(bench.device):  # which draws a gigabyte of weights faster
+    world = world or World(0, 1, bench.device)
+    work = Run(flags, world, precision, data, PixelSpace(), transport, recipe, total_steps=10**6)
+    # The device draws a gigabyte of weights faster; shards are made piece by piece in the host's memory.
+    with contextlib.nullcontext() if flags.shard else torch.device(bench.device):
         trainer = Trainer(work, SimpleNamespace(log=print, warn=print))
-    moments = torch.randn(batch, 2, 2, *recipe.latent_shape, device=bench.device).half()
-    labels = torch.randint(1000, (batch,), device=bench.device)
+    moments = torch.randn(work.batch, 2, 2, *recipe.latent_shape, device=bench.device).half()
+    labels = torch.randint(1000, (work.batch,), device=bench.device)
 
     def step():
         trainer.step += 1
@@ -98,6 +102,20 @@ def ddp(bench):
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     yield from steps(bench, 256, 32, ("blocks", "whole"), defaults=False)
     dist.destroy_process_group()
+
+
+def shards(bench):
+    """Of as many processes as there are GPUs: sharded training beside DDP. Alone, a GPU has nothing to share."""
+    processes = torch.cuda.device_count() if bench.device.type == "cuda" else 2
+    if processes < 2:
+        yield "left out: it needs two GPUs", {}
+        return
+    name, image_size, each = bench.small(("SiT-XL/2", 256, 32), ("SiT-T/8", 64, 2))
+    settings = ["DDP, bf16", "shards, bf16"]
+    for line in sharded.lines(processes, name, image_size, each * processes, settings, device=bench.device.type):
+        figures = {"ms": 1000 * line["seconds"], "images/s": each * processes / line["seconds"]}
+        figures |= {"memory, GB": line["measured"] / 1e9, "on paper, GB": line["paper"] / 1e9}
+        yield f"{name}, {image_size} px, batch {each} a process, {processes} processes, {line['setting']}", figures
 
 
 def peaks(bench):

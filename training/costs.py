@@ -5,7 +5,7 @@
 
 network is the model itself, on the meta device, which holds no data (on_paper, or Recipe.build): costs ask it, and know
 nothing of their own about it. A multiply-add is 2 FLOPs, and only matrix products count. GB are 10^9 bytes. A state is a
-float32: weight, gradient, two moments of Adam, average.
+float32: weight, gradient, two moments of Adam, averages.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.sizes import height_width
 from models import SiT_models, SiTBlock, model_config
 
-STATES = 5  # weights, gradients, Adam's two moments, EMA
+STATES = 4  # weights, gradients and Adam's two moments, beside the averages
 # What the blocks of models.py are made of: of others it is not known what they keep for the backward pass.
 KNOWN_MODULES = {SiTBlock, Attention, Mlp, nn.ModuleList, nn.LayerNorm, nn.Sequential, nn.Linear}
 KNOWN_MODULES |= {nn.GELU, nn.SiLU, nn.Dropout, nn.Identity}
@@ -83,20 +83,62 @@ def activation_bytes(network, precision="bf16", checkpointing=False):
     return final + (depth * stream + block if checkpointing else depth * block)
 
 
-def training_bytes(network, batch, precision="bf16", checkpointing=False):
+def state_bytes(network, averages=1, shards=1):
+    """Of a process that holds one of so many shards of each state."""
+    return 4 * (STATES + averages) * parameters(network) / shards
+
+
+def training_bytes(network, batch, precision="bf16", checkpointing=False, averages=1, shards=None):
     """(states, activations) of a process that does batch images at a time, uncompiled: together somewhat more than its
     tensors are at their peak, since gradients come as activations go; what kernels and the allocator take is extra.
 
-    In bf16 the backward pass needs autocast's copy of the weights too, which checkpointing makes block by block.
+    In bf16 the backward pass needs autocast's copy of the weights too, which checkpointing makes block by block. shards: of
+    train.py --shard, whose weights are gathered in bfloat16 (gathered_bytes), block by block too; None without it.
     """
-    count = parameters(network)
-    copy = 2 * count if precision == "bf16" and not checkpointing else 0
-    return STATES * 4 * count, batch * activation_bytes(network, precision, checkpointing) + copy
+    copy = 2 * parameters(network) if precision == "bf16" and not checkpointing and shards is None else 0
+    activations = batch * activation_bytes(network, precision, checkpointing) + copy
+    return state_bytes(network, averages, shards or 1), activations
+
+
+def _blocks_and_rest(network, count=parameters):
+    """count(module) of each block, which is gathered by itself, and of the rest of the network."""
+    blocks = [count(block) for block in getattr(network, "blocks", None) or []]
+    return blocks, count(network) - sum(blocks)
+
+
+def _dealt(network, shards):
+    """Numbers in a network's shards, all together, fixed ones too: each tensor's rows are dealt out, as many to each shard."""
+    return sum(-(-len(p) // shards) * shards * p[0].numel() for p in network.parameters())
+
+
+def gathered_bytes(network, precision="bf16", shards=1):
+    """What a process holds at the peak beside its shards: the weights of a block and of the next, the first's gradients, and
+    these in float32 on their way to their shards; and weights and gradients of what is in no block, in float32."""
+    if shards == 1:
+        return 0
+    blocks, rest = _blocks_and_rest(network)
+    return (10 if precision == "bf16" else 16) * max(blocks, default=0) + 8 * rest
+
+
+def checkpoint_bytes(network, averages=1):
+    """A whole checkpoint: all states but gradients."""
+    return 4 * (STATES - 1 + averages) * parameters(network)
 
 
 def all_reduced_bytes(network, processes):
     """Bytes that each process sends in a step to average float32 gradients over a ring."""
     return 2 * (processes - 1) / processes * 4 * parameters(network)
+
+
+def sharded_traffic(network, processes, shards, precision="bf16", parts=1):
+    """(gathered, reduced, averaged) bytes that each process sends in a step of so many parts, by rings: weights, once for the
+    forward and once for the backward pass; float32 gradients to their shards; these among the replicas of a group of shards."""
+    blocks, rest = _blocks_and_rest(network, lambda part: _dealt(part, shards))
+    gathered = 2 * ((2 if precision == "bf16" else 4) * sum(blocks) + 4 * rest)
+    reduced, replicas = 4 * parameters(network), processes // shards
+    others = (shards - 1) / shards
+    averaged = 2 * (replicas - 1) / replicas * reduced / shards
+    return parts * others * gathered, parts * others * reduced, parts * averaged
 
 
 def cache_bytes(images, latent_shape, variants=2):
@@ -129,82 +171,7 @@ def gb(count):
     return f"{count / 1e9:.3g} GB"
 
 
-def number(value):
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-def markdown(title, header, rows):
-    """A table with a title; numbers stand to the right in their columns."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join([f"**{title}**", "", *(f"| {' | '.join(map(str, line))} |" for line in lines)])
-
-
-# The tables are of the paper's setting, batch 256, on one machine.
-BATCH, GPUS, SHARE = 256, 8, 0.4
-EACH = BATCH // GPUS
-RUNS = [(f"SiT-{size}/2", px, on_paper(f"SiT-{size}/2", px)) for px in (256, 512) for size in ("S", "B", "L", "XL")]
-LARGER = [  # than the paper's: heads of 128 channels
-    (f"depth {depth}, width {width}", 256, on_paper("SiT-XL/2", depth=depth, hidden_size=width, num_heads=width // 128))
-    for depth, width in ((40, 2048), (48, 3072), (56, 4096))
-]
-
-
-def arithmetic_table():
-    header = ["model", "px", "parameters, M", "forward, GFLOP/image", "step, TFLOP", "with checkpointing", "all-reduced, GB"]
-    rows = []
-    for name, px, network in RUNS:
-        steps = [number(step_flops(network, BATCH, again) / 1e12) for again in (False, True)]
-        sent = f"{all_reduced_bytes(network, GPUS) / 1e9:.2f}"
-        rows.append([name, px, number(parameters(network) / 1e6), number(forward_flops(network) / 1e9), *steps, sent])
-    return markdown(f"Arithmetic and traffic of a step, batch {BATCH} on {GPUS} GPUs", header, rows)
-
-
-def memory_table():
-    kinds = [(precision, again) for again in (False, True) for precision in ("tf32", "bf16")]
-    header = ["model", "px", "states", *(precision + ", checkpointing" * again for precision, again in kinds)]
-    rows = []
-    for name, px, network in RUNS:
-        sums = [sum(training_bytes(network, EACH, *kind)) for kind in kinds]
-        states, _ = training_bytes(network, EACH)
-        rows.append([name, px, *(number(count / 1e9) for count in (states, *sums))])
-    return markdown(f"Memory of a GPU that trains on {EACH} images at a time, GB: states, and with activations", header, rows)
-
-
-def time_table():
-    kinds = [(gpu, precision) for gpu in PEAKS for precision in ("tf32", "bf16")]
-    header = ["model", "px", *(" ".join(kind) for kind in kinds), "16 H100 bf16, ms/step", "all-reduce, ms"]
-    rows = []
-    for name, px, network in RUNS:
-        spans = [[number(hours(network, steps, *kind, BATCH, GPUS, SHARE)) for steps in (400_000, 7_000_000)] for kind in kinds]
-        step = hours(network, 1, "H100", "bf16", BATCH, 2 * GPUS, SHARE) * 3600 * 1000
-        send = all_reduced_bytes(network, 2 * GPUS) / (GPUS * 25e9) * 1000
-        rows.append([name, px, *map(" / ".join, spans), number(step), number(send)])
-    title = f"Hours for 400K / 7M steps on {GPUS} GPUs at {SHARE:.0%} of their peak; a step on {2 * GPUS}, and its all-reduce"
-    return markdown(title, header, rows)
-
-
-def autoencoder_table():
-    header = ["", "latents, GB", "with mirror images, GB", "encode, GFLOP/image", "decode, GFLOP/image"]
-    rows = []
-    for px in (256, 512):
-        sizes = [cache_bytes(IMAGENET, (4, px // 8, px // 8), variants) for variants in (1, 2)]
-        rows.append([f"{px} px", *(number(count / 1e9) for count in (*sizes, *autoencoder_flops(px)))])
-    return markdown(f"ImageNet's {IMAGENET:,} images as latents on disk, and the autoencoder's arithmetic", header, rows)
-
-
-def sharding_table():
-    """ZeRO-1 shards Adam's two moments; FSDP all states, of which it gathers the weights of a block at a time."""
-    header = ["model", "px", "parameters, M", "DDP", "ZeRO-1", "FSDP", "activations", "activations, checkpointing"]
-    rows = []
-    for name, px, network in (RUNS[3], RUNS[7], *LARGER):
-        count = parameters(network)
-        states = [4 * count * share for share in (STATES, STATES - 2 + 2 / GPUS, STATES / GPUS)]
-        activations = [EACH * activation_bytes(network, "bf16", again) for again in (False, True)]
-        rows.append([name, px, number(count / 1e6), *(number(size / 1e9) for size in (*states, *activations))])
-    return markdown(f"States of a GPU by what shards them over {GPUS}, and bf16 activations of {EACH} images, GB", header, rows)
-
-
-TABLES = (arithmetic_table, memory_table, time_table, autoencoder_table, sharding_table)
-
 if __name__ == "__main__":
+    from .cost_tables import TABLES
+
     print("\n\n".join(table() for table in TABLES))

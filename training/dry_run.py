@@ -9,7 +9,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.machine import PeakMemory, matrix_peak, precision_warning, synchronize
 from common.sizes import height_width
 
-from .costs import PEAKS, all_reduced_bytes, cache_bytes, forward_flops, gb, hours, step_flops, training_bytes
+from .costs import (
+    PEAKS,
+    all_reduced_bytes,
+    cache_bytes,
+    checkpoint_bytes,
+    forward_flops,
+    gathered_bytes,
+    gb,
+    hours,
+    sharded_traffic,
+    step_flops,
+    training_bytes,
+)
 from .run import backbone_on_paper
 
 
@@ -32,22 +44,40 @@ class DryRun:
         network, again = backbone_on_paper(run.recipe), flags.grad_checkpointing
         batch, count = flags.global_batch_size, sum(p.numel() for p in trainer.trained)
         self.flops, self.peak = step_flops(network, batch, again), matrix_peak(run.device, run.precision)
-        states, activations = training_bytes(network, run.micro, run.precision, again)
-        known = f"{gb(activations)} activations" if not math.isnan(activations) else "activations unknown for these blocks"
         self._print("model", f"{flags.model}, latents {run.recipe.latent_shape}, {count:,} parameters")
         self._print("batch", f"{batch} images on {processes} process(es), {run.micro} at a time, {run.precision}")
         if warning := precision_warning(run.device, run.precision, self.peak):
             self._print("warning", warning)
         self._print("forward", f"{forward_flops(network) / 1e9:.3g} GFLOP an image")
         self._print("training step", f"{self.flops / 1e12:.3g} TFLOP")
-        self._print("memory", f"{gb(states)} states + {known} a process, uncompiled")
-        self._print("all-reduced", f"{gb(all_reduced_bytes(network, processes))} a step from each process")
+        self._memory_and_traffic(network, len(trainer.averages.models))
         encoding = self._encoding()
         for gpu in PEAKS:
             settings = dict(precision=run.precision, batch=batch, gpus=processes, checkpointing=again, encoding=encoding)
             needed = hours(network, self.total_steps, gpu, **settings)
             speed = f"40 % of {run.precision}'s peak"
             self._print(f"{processes} x {gpu}", f"{needed:,.2f} h for {self.total_steps:,} steps at {speed}")
+
+    def _memory_and_traffic(self, network, averages):
+        run, flags, processes = self.run, self.run.flags, self.run.world.size
+        shards = (flags.shard_size or processes) if flags.shard else None
+        states, activations = training_bytes(network, run.micro, run.precision, flags.grad_checkpointing, averages, shards)
+        known = f"{gb(activations)} activations" if not math.isnan(activations) else "activations unknown for these blocks"
+        gathered = f" + {gb(gathered_bytes(network, run.precision, shards))} gathered" if flags.shard else ""
+        self._print("memory", f"{gb(states)} states{gathered} + {known} a process, uncompiled")
+        if flags.shard:
+            parts = (run.precision, flags.grad_accum_steps)
+            gathered, reduced, averaged = sharded_traffic(network, processes, shards, *parts)
+            others = f", and {gb(averaged)} among {processes // shards} replicas" if shards < processes else ""
+            self._print("gathered", f"{gb(gathered)} a step from each process")
+            self._print("reduced", f"{gb(reduced)} a step from each process{others}")
+        else:
+            self._print("all-reduced", f"{gb(all_reduced_bytes(network, processes))} a step from each process")
+        size, whose = checkpoint_bytes(network, averages), "the main process"
+        copy = size
+        if flags.ckpt_format == "sharded":
+            copy, whose = size / (shards or 1), "each process"
+        self._print("checkpoint", f"{gb(size)}; {gb(copy)} in the host memory of {whose} until it is written")
 
     def _encoding(self):
         """FLOPs of encoding an image, where that is done while training."""

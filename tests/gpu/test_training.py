@@ -33,8 +33,9 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_bad_gradient_touches_no_state(precision, tmp_path):
-    """Weights, moments and step counts are bit-equal after it, and change with the next good step."""
+    """Weights, moments, step counts and averages are bit-equal after it, and change with the next good step."""
     flags = ["--precision", precision, "--max-steps", 9, "--skip-nonfinite", 1, "--grad-clip", 1]
+    flags += ["--ema-decay", 0.9, 0.4, "--ema-power", 0.1]  # by each of the rules that ema.py has
     with training(tmp_path, *SMALL, *flags) as (trainer, _):
         assert not trainer.numbers.waits  # the fused AdamW passes it over by itself
         for _ in range(2):
@@ -49,11 +50,14 @@ def test_a_bad_gradient_touches_no_state(precision, tmp_path):
         del transport.training_losses
         assert good.item() == 0 and not norm.isfinite()
         after = states(trainer)
-        assert_equal(after["model"], before["model"])
+        averages = ["ema", "ema-0.4", "ema-power-0.1"]
+        for name in ("model", *averages):
+            assert_equal(after[name], before[name])
         assert_equal(after["opt"]["state"], before["opt"]["state"])
         trainer.take_step(*trainer.next_batch())
         last = states(trainer)
-        assert not torch.equal(last["model"]["x_embedder.proj.weight"], after["model"]["x_embedder.proj.weight"])
+        for name in ("model", *averages):
+            assert not torch.equal(last[name]["x_embedder.proj.weight"], after[name]["x_embedder.proj.weight"]), name
         steps = [state["step"].item() for state in last["opt"]["state"].values()]
         assert set(steps) == {3.0}
 

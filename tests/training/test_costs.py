@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from cli import DIGITS, ROOT, call, launch
 from common.sizes import height_width
 from models import SiT, model_config
+from training.cost_tables import TABLES
 from training.costs import (
-    TABLES,
     all_reduced_bytes,
     cache_bytes,
     forward_flops,
@@ -32,6 +32,7 @@ def config(name, **changes):
 
 CONFIGS = {
     "XL/2 at 256 px": config("SiT-XL/2"),
+    "8B/2 at 256 px": config("SiT-8B/2"),
     "S/2 at 512 px": config("SiT-S/2", input_size=64),
     "B/4 with a second output": config("SiT-B/4", learn_sigma=True),
     "T/8 of digits in pixel space": config("SiT-T/8", in_channels=3, num_classes=10),
@@ -185,7 +186,18 @@ def test_a_dry_run_says_what_a_run_costs_and_leaves_nothing(flags, tmp_path, cap
     result = call(capsys, "train", *DIGITS, "--model", "SiT-T/2", *flags, *steps, *extra, "--dry-run")
     assert result.code == 0, result.err
     lines = dict(re.split(r"  +", line, maxsplit=1) for line in result.out.splitlines())
-    names = {"model", "batch", "forward", "training step", "memory", "all-reduced", "1 x A100", "1 x H100", "first step"}
+    names = {
+        "model",
+        "batch",
+        "forward",
+        "training step",
+        "memory",
+        "all-reduced",
+        "1 x A100",
+        "1 x H100",
+        "first step",
+        "checkpoint",
+    }
     assert lines.keys() - {"latent cache", "encoding"} == names
     assert lines["batch"] == "16 images on 1 process(es), 8 at a time, bf16"
     assert "h for 100 steps at 40 %" in lines["1 x H100"]
@@ -200,4 +212,8 @@ def test_a_dry_run_of_two_processes_speaks_once(tmp_path):
     done = launch("train", *DIGITS, *flags, "--results-dir", tmp_path / "runs", processes=2, cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.out.count("first step") == 1 and "16 images on 2 process(es), 8 at a time" in done.out
+    more = ["--shard", "--shard-size", 1]
+    done = launch("train", *DIGITS, *flags, *more, "--results-dir", tmp_path / "runs", processes=2, cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "GB among 2 replicas" in done.out and "in the host memory of the main process" in done.out
     assert not list(tmp_path.iterdir())
