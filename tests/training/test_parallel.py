@@ -186,6 +186,8 @@ def test_its_file_is_read_like_any_other(both):
     pipe = Pipeline.load(next((folder / "shard").glob("*/checkpoints/*.pt")))
     assert pipe.sample([3], seed=0).shape == (1, 32, 32, 3)
     assert results["shard"][0]["args"]["shard"] is True
+    log = next((folder / "shard").glob("*/log.txt")).read_text()
+    assert "2 process(es) on cpu, in shards over 2, 8 images each" in log
 
 
 @pytest.mark.slow
