@@ -72,7 +72,7 @@ def test_sizes_are_kept_in_one_form():
 
 FREE = """data_path epochs max_steps skip_nonfinite compile grad_checkpointing grad_accum_steps num_workers dry_run results_dir
 ckpt init kind resume log_every ckpt_every keep_last keep_every sample_every cfg_scale wandb eval_every eval_samples eval_ref
-eval_metrics inception_weights dinov2_weights val_path val_every val_images ema_snapshot_every"""
+eval_metrics inception_weights dinov2_weights val_path val_every val_images ema_snapshot_every ckpt_format shard shard_size"""
 
 
 def test_every_flag_is_part_of_a_run_unless_it_is_declared_free():

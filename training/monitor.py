@@ -82,8 +82,9 @@ class Monitor:
             self.log(f"{len(run.dataset):,} images in {flags.num_classes} classes from {flags.data_path}")
             if run.dataset.note:
                 self.log(f"{flags.data_path}: {run.dataset.note}")
+            shards = f", in shards over {flags.shard_size or world.size}" if flags.shard else ""
             self.log(
-                f"{world.size} process(es) on {world.device.type}, {run.batch} images each, matrix products reach "
+                f"{world.size} process(es) on {world.device.type}{shards}, {run.batch} images each, matrix products reach "
                 f"{self.peak / 1e12:.3g} TFLOP/s; steps {step:,} to {run.total_steps:,}"
             )
             if trainer.numbers.waits:

@@ -22,7 +22,8 @@ class Own:
 class Objective(nn.Module):
     """A model and its loss. Whatever modules an objective holds are trained, saved by their names and loaded again, and so
     are parameters and buffers of its own, under the name "objective". A module whose parameters need no gradient, such as
-    another model's encoder, is neither trained nor saved; one that changes all the same is added to states().
+    another model's encoder, is neither trained nor saved; one that changes all the same is added to states(). With --shard
+    all of them are sharded; a parameter that is a scalar cannot be, and wants the shape (1,).
 
     Called with latents x1 (N, C, h, w), class ids y (N,) and the step's Draws, it returns losses by name, each (N,): the
     mean of "loss" is what is minimised; the others are logged beside it, in log.txt, metrics.csv, W&B and the plot.

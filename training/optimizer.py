@@ -11,6 +11,7 @@ import inspect
 import math
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from common.errors import UserError
 
@@ -69,7 +70,12 @@ def _fitting(state, weight):
 def _own(state, weight):
     """In memory of its own, sharded as the weight is: a checkpoint's is a mapped file, which would be held open for as long as
     the run goes on."""
-    return {name: like(value, weight).clone() if torch.is_tensor(value) else value for name, value in state.items()}
+    return {name: value if not torch.is_tensor(value) else _copied(like(value, weight), value) for name, value in state.items()}
+
+
+def _copied(tensor, saved):
+    """Shards that were read for this process need no copy."""
+    return tensor if isinstance(saved, DTensor) else tensor.clone()
 
 
 def load_optimizer(optimizer, content, objective, path):

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, empty
 from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed import join_alone
+from common.machine import synchronize
 from common.nested import join, split
 from common.recipe import build_with
 from common.sharded import is_sharded, load_whole, read_into
@@ -125,7 +126,11 @@ class Shards:
 
     def _on_paper(self, recipe):
         with torch.device("meta"):
-            return recipe.build()
+            model = recipe.build()
+        if {name for name, _ in model.named_buffers()} <= model.state_dict().keys():
+            return model
+        with torch.random.fork_rng(devices=[]):  # buffers that no file holds must be made
+            return first_shards(recipe.build, lambda tensor: tensor[:0], bool)[0]
 
     def build_with(self, recipe, state, path):
         """A model with these weights. Raises UserError where they do not fit."""
@@ -135,9 +140,8 @@ class Shards:
     def copy(self, model, recipe):
         """Another model with the same weights, which is used in float32."""
         other = self._shard(self._on_paper(recipe))
-        theirs = model.state_dict()
-        for name, tensor in other.state_dict().items():
-            own(tensor).copy_(own(theirs[name]))
+        for ours, theirs in zip((*other.parameters(), *other.buffers()), (*model.parameters(), *model.buffers())):
+            own(ours).copy_(own(theirs))
         return other
 
     def place(self, objective):
@@ -145,6 +149,7 @@ class Shards:
         objective.to(self.world.device)
         if any(not isinstance(p, DTensor) for p in objective.parameters()):  # of what an objective has beside the model
             fully_shard(objective, mesh=self.mesh, reshard_after_forward=True)
+            fully_shard.state(objective)._lazy_init()  # the root, though a validation may ask the model first
         return objective
 
     def connect(self, objective):
@@ -159,6 +164,7 @@ class Shards:
     def together(self, model, latent_shape):
         """The model for each process to ask as often as it likes: until all have left the context, those that have need
         no more lend their shards."""
+        synchronize(self.world.device)  # weights are gathered in another stream, which waits for that of the steps at a root
         network = Together(model, self.world)
         yield network
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):

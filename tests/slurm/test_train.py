@@ -33,13 +33,13 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def job(cluster, tmp_path):
-    """submit(*sbatch's flags, steps=...) -> job id, of train.sbatch as it stands, in a folder of its own."""
+    """submit(*sbatch's flags, steps=..., more=train.py's) -> job id, of train.sbatch as it stands, in a folder of its own."""
     jobs = []
 
-    def submit(*flags, steps=STEPS):
+    def submit(*flags, steps=STEPS, more=()):
         env = dict(PYTHON=sys.executable, NPROC_PER_NODE="2", OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
         argv = ["--output", tmp_path / "job.out", *NODE, *flags, ROOT / "slurm" / "train.sbatch", *FLAGS]
-        argv += ["--max-steps", steps, "--results-dir", tmp_path / "results"]
+        argv += ["--max-steps", steps, "--results-dir", tmp_path / "results", *more]
         jobs.append(cluster.submit(*argv, cwd=ROOT, **env))
         return jobs[-1]
 
@@ -105,12 +105,14 @@ def test_a_cancelled_job_stays_cancelled(cluster, job, tmp_path):
 
 
 def test_a_step_that_is_killed_as_by_a_failing_node_starts_again(cluster, job, tmp_path):
-    each = job(steps=150)
-    cluster.wait(lambda: reached(tmp_path, 20), 90, lambda: text(tmp_path))
+    """Here a run in shards, which goes on from a folder that its processes wrote."""
+    each = job(steps=150, more=["--shard", "--ckpt-format", "sharded", "--ckpt-every", 40])
+    cluster.wait(lambda: reached(tmp_path, 60), 90, lambda: text(tmp_path))
     cluster.call("scancel", "--signal=KILL", f"{each}.0")
     cluster.wait(lambda: "killed, requeued (restart 1)" in text(tmp_path), 60, lambda: text(tmp_path))
     cluster.finish(each, 300, lambda: text(tmp_path))
-    assert next(tmp_path.glob("results/*/checkpoints/0000150.pt"))
+    assert "checkpoints/0000040, step 40" in text(tmp_path, "results/*/log.txt")
+    assert load_checkpoint(next(tmp_path.glob("results/*/checkpoints/0000150")))["step"] == 150
 
 
 def test_a_wrong_flag_is_not_tried_again(cluster, job, tmp_path):

@@ -3,22 +3,31 @@
 import csv
 import itertools
 import json
+import random
 import shutil
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cli import DIGITS, ENV, ROOT, call, launch, one_line
+from cli import DIGITS, ENV, ROOT, call, kill_tree, launch, one_line
 from common.checkpoint import load_checkpoint
+from common.distributed import World, cleanup
+from common.sharded import verify
 from conftest import pictures
 from inference import Pipeline
-from models import SiT_models
+from models import SiT, SiT_models
 from training.first_weights import first_shards
+from training.parallel import Shards
 from training.tensors import rows
+from training.tensors import whole as whole_tensor
+
+from .test_resume import start, wait_for
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
 SMALL += ["--log-every", 1, "--sample-every", 1000]
@@ -84,6 +93,37 @@ def test_first_weights_piece_by_piece_are_the_whole_ones(changes):
             assert model.get_parameter(name).requires_grad == tensor.requires_grad
 
 
+class Buffered(SiT):
+    """With a buffer that is in no file, and one that is."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.register_buffer("made", torch.rand(3), persistent=False)
+        self.register_buffer("kept", torch.rand(3))
+
+
+def test_buffers_are_those_of_the_whole_model():
+    whole = lambda: Buffered(input_size=8, hidden_size=16, depth=1, num_heads=2)  # noqa: E731
+    torch.manual_seed(0)
+    expected, after = whole(), torch.rand(1)
+    torch.manual_seed(0)
+    world = World(0, 1, torch.device("cpu"))
+    try:
+        shards = Shards(world, None, "fp32")
+        model = shards.build(SimpleNamespace(build=whole), pytest.fail)
+        assert torch.equal(torch.rand(1), after)
+        recipe, before = SimpleNamespace(build=whole), torch.get_rng_state()
+        state = {name: tensor.clone() for name, tensor in expected.state_dict().items()}
+        copied, loaded = shards.copy(model, recipe), shards.build_with(recipe, state, "file")
+        assert torch.equal(torch.get_rng_state(), before)
+        for each in (model, copied, loaded):
+            assert torch.equal(each.kept, expected.kept) and torch.equal(whole_tensor(each.pos_embed), expected.pos_embed)
+        assert torch.equal(model.made, expected.made) and torch.equal(copied.made, expected.made)
+        assert 0 <= loaded.made.min() < loaded.made.max() <= 1
+    finally:
+        cleanup()
+
+
 class LooksBack(torch.nn.Module):
     """Its last layer starts as the mean of the others: no piece of which can be made without them."""
 
@@ -146,6 +186,8 @@ def test_its_file_is_read_like_any_other(both):
     pipe = Pipeline.load(next((folder / "shard").glob("*/checkpoints/*.pt")))
     assert pipe.sample([3], seed=0).shape == (1, 32, 32, 3)
     assert results["shard"][0]["args"]["shard"] is True
+    log = next((folder / "shard").glob("*/log.txt")).read_text()
+    assert "2 process(es) on cpu, in shards over 2, 8 images each" in log
 
 
 @pytest.mark.slow
@@ -257,6 +299,33 @@ def test_a_folder_of_shards_goes_on_in_any_form(tmp_path):
     sample = [next((tmp_path / name).glob(f"*/checkpoints/0000006{end}")) for name, end in (("a", ""), ("c", ".pt"))]
     ours, theirs = (Pipeline.load(path).sample([3], seed=0).astype(int) for path in sample)
     assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.slow
+def test_killed_while_all_processes_write_a_folder(tmp_path):
+    """Whenever that is, each folder that is there is whole, none that was there is lost, and the run ends as if undisturbed."""
+    flags = ["--shard", "--ckpt-format", "sharded", "--ckpt-every", 2, "--ema-decay", 0.9, *(f"0.9{i}" for i in range(1, 9))]
+    straight = runs(2, tmp_path, {"straight": flags}, steps=14)["straight"]
+    argv = [*SMALL, "--max-steps", 14, "--results-dir", tmp_path / "run", "--resume", *flags]
+    rng, kept = random.Random(0), set()
+    for _ in range(3):
+        victim = start(*argv, processes=2)
+        try:
+            wait_for(lambda: {path.name for path in tmp_path.glob("run/*/checkpoints/[0-9]*")} - kept, victim)  # noqa: B023
+            wait_for(lambda: list(tmp_path.glob("run/*/checkpoints/.*.tmp")), victim)
+            time.sleep(rng.uniform(0, 0.1))
+        finally:
+            kill_tree(victim)
+        folder = next(tmp_path.glob("run/*/checkpoints"))
+        there = {path.name for path in folder.glob("[0-9]*")}
+        assert kept < there
+        kept = there
+        for name in kept:
+            verify(folder / name)
+    done = launch("train", *argv, processes=2)
+    assert done.code == 0, done.err
+    assert not list(folder.glob(".*"))
+    assert difference(result(tmp_path / "run")[0], straight[0]) == 0
 
 
 def test_wrong_flags_are_one_line(capsys, tmp_path):

@@ -102,7 +102,7 @@ class WithHead(Objective):
     def __init__(self, model, transport):
         super().__init__(model, transport)
         self.head = nn.Linear(model.pos_embed.shape[2], 1)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))
         self.counts = nn.BatchNorm1d(1, affine=False)
         self.teacher = nn.Linear(3, 3).requires_grad_(False)  # neither trained nor saved
         model.blocks[-1].register_forward_hook(lambda block, inputs, tokens: setattr(self, "tokens", tokens))
@@ -142,6 +142,26 @@ def test_what_an_objective_holds_is_trained_saved_logged_and_resumed(with_head, 
     assert all(same(resumed[name], whole[name]) for name in ("model", "head", "counts", "objective", "ema"))
     assert whole["objective"].keys() == {"scale"} and whole["counts"]["num_batches_tracked"] >= 6
     assert Pipeline.load(last(tmp_path / "b")).sample([3], solver=ODE("euler", num_steps=3)).shape == (1, 32, 32, 3)
+
+
+def test_what_an_objective_adds_is_sharded_saved_and_resumed_too(with_head, tmp_path, capsys):
+    for name, more in (("plain", []), ("shards", ["--shard"])):
+        flags = [*SMALL, "--results-dir", tmp_path / name, "--ckpt-every", 3, *more]
+        flags += ["--val-fraction", 0.01, "--val-every", 3, "--val-images", 20]
+        assert call(capsys, "train", *flags, "--max-steps", 6).code == 0
+    plain, shards = (load_checkpoint(last(tmp_path / name)) for name in ("plain", "shards"))
+    for name in ("model", "head", "counts", "objective", "ema"):
+        assert shards[name].keys() == plain[name].keys()
+        for key, value in plain[name].items():
+            torch.testing.assert_close(shards[name][key], value, rtol=1e-5, atol=1e-6)
+    last(tmp_path / "shards").unlink()
+    measured = next(tmp_path.glob("shards/*/validations.csv"))
+    before = measured.read_text()
+    measured.unlink()  # the first thing to do is then the validation of step 3
+    assert call(capsys, "train", *flags, "--max-steps", 6, "--resume").code == 0
+    resumed = load_checkpoint(last(tmp_path / "shards"))
+    assert all(same(resumed[name], shards[name]) for name in ("model", "head", "counts", "objective", "ema"))
+    assert measured.read_text() == before
 
 
 def test_a_name_that_a_checkpoint_has_is_no_name_of_a_module(monkeypatch, tmp_path, capsys):
