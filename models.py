@@ -221,7 +221,7 @@ SIZES = {
     "S": dict(depth=12, hidden_size=384, num_heads=6),
     "T": dict(depth=6, hidden_size=128, num_heads=4),
     "3B": dict(depth=40, hidden_size=2048, num_heads=16),  # not the paper's, as the next two; heads of 128 channels
-    "8B": dict(depth=48, hidden_size=3072, num_heads=24),  # its states take two GPUs of 80 GB or more: for --shard
+    "8B": dict(depth=48, hidden_size=3072, num_heads=24),  # more states than a GPU of 80 GB holds: for --shard
     "17B": dict(depth=56, hidden_size=4096, num_heads=32),  # for --shard over 8 GPUs or more
 }
 SIT_CONFIGS = {f"SiT-{size}/{patch}": {**dims, "patch_size": patch} for size, dims in SIZES.items() for patch in (2, 4, 8)}
