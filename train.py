@@ -154,7 +154,7 @@ def check_flags(args):
     if args.ema_power and len(set(args.ema_power)) < len(args.ema_power):
         raise UsageError(f"--ema-power {args.ema_power}: give each width once")
     if not args.shard:
-        check_given(args, ("shard_size",), " goes with --shard")
+        check_given(args, ("shard_size", *["ckpt_format"] * (args.ckpt_format == "sharded")), " goes with --shard")
     if not args.ema_power:
         check_given(args, ("ema_snapshot_every",), " goes with --ema-power")
 

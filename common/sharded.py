@@ -13,30 +13,22 @@ nested.py.
 import json
 import math
 import os
-import pickle
 import shutil
 import warnings
 import zlib
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from .atomic import sync_folder, write_json
 from .checkpoint import DamagedFile, load_checkpoint, save_checkpoint
+from .dcp_metadata import load_metadata
 from .errors import UserError
 from .nested import join, split
 
 CONTENT, MANIFEST, METADATA = "content.pt", "manifest.json", ".metadata"
-# All that the pickle .metadata of DCP names, in torch 2.6 to 2.14: values alone, which run no code. Not among them is
-# BytesStorageMetadata, of things that DCP itself would unpickle.
-_DCP = "torch.distributed.checkpoint"
-NAMES = {(f"{_DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties")}
-NAMES |= {(f"{_DCP}.metadata", name) for name in ("TensorStorageMetadata", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")}
-NAMES |= {(f"{_DCP}.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch.serialization", "_get_layout")}
-NAMES |= {("torch", str(value).split(".")[1]) for value in vars(torch).values() if isinstance(value, torch.dtype)}
-NAMES |= {(module, f"{kind}Path") for module in ("pathlib", "pathlib._local") for kind in ("Posix", "PurePosix")}
 
 
 def _first_line(error):
@@ -47,18 +39,23 @@ def _first_line(error):
 
 
 def _together(call, group):
-    """[call()'s value on each process of group]. What one of them runs into, all of them raise: OSError or RuntimeError."""
-    value = error = None
+    """[call()'s value on each process of group]. What one of them runs into, all of them raise: OSError or RuntimeError, as
+    files give them, or what is nobody's file's fault: by itself where it comes from, elsewhere as an Exception."""
+    value = error = fault = None
     try:
         value = call()
     except OSError as raised:
         error = OSError(raised.errno, raised.strerror or str(raised))
-    except Exception as raised:
+    except RuntimeError as raised:
         error = RuntimeError(_first_line(raised))
+    except Exception as raised:
+        fault, error = raised, Exception(f"another process: {type(raised).__name__}: {_first_line(raised)}")
     said = [(value, error)]
     if dist.is_initialized():
         said = [None] * dist.get_world_size(group)
         dist.all_gather_object(said, (value, error), group=group)
+    if fault is not None:
+        raise fault
     for _, error in said:
         if error is not None:
             raise error
@@ -83,9 +80,8 @@ def write_sharded(content, path, group=None):
         tensors, rest = split(content)
         folder = on_main(lambda: _begin(folder, rest))
         _together(lambda: _write_tensors(tensors, folder, group), group)
-        names = on_main(lambda: sorted(os.listdir(folder)))
-        own = [name for name in names if name.startswith(f"__{rank}_") or (rank == 0 and not name.startswith("__"))]
-        found = _together(lambda: {name: _measure(folder / name) for name in own}, group)
+        own = lambda name: name.startswith(f"__{rank}_") or (rank == 0 and not name.startswith("__"))  # noqa: E731
+        found = _together(lambda: {name: _measure(folder / name) for name in os.listdir(folder) if own(name)}, group)
         files = {name: about for some in found for name, about in some.items()}
         on_main(lambda: _end(folder, path, {"format": 1, "files": dict(sorted(files.items()))}))
     except BaseException:
@@ -126,18 +122,22 @@ def _measure(file):
 def _end(folder, path, manifest):
     """The manifest, and the name; all of it must survive a power cut."""
     write_json(folder / MANIFEST, manifest)
-    if path.exists():  # as a file is written over
-        remove_sharded(path)
+    old = _put_aside(path) if path.exists() else None
     os.rename(folder, path)
     sync_folder(path.parent)
+    if old:
+        shutil.rmtree(old)
+
+
+def _put_aside(path):
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
 
 
 def remove_sharded(path):
     """Remove such a folder; one that is half removed has another name already, which no one takes for a checkpoint's."""
-    leaving = path.with_name(f".{path.name}.{os.getpid()}.old.tmp")
-    shutil.rmtree(leaving, ignore_errors=True)
-    path.rename(leaving)
-    shutil.rmtree(leaving)
+    shutil.rmtree(_put_aside(path))
 
 
 # Reading. What is read may come from anywhere.
@@ -173,31 +173,21 @@ def _manifest(path):
     return files
 
 
-def verify(path, part=(0, 1)):
-    """Raise DamagedFile, naming the file, where one is missing, short, or does not match its CRC-32. part: (rank, size) of a
-    process that looks at its share of the files alone."""
-    path, (rank, size) = Path(path), part
+def verify(path):
+    """Raise DamagedFile, naming the file, where one is missing, short, or does not match its CRC-32."""
+    path = Path(path)
     files = _manifest(path)
-    for name in sorted(files)[rank::size]:
+    for name in sorted(files):
         with _reading(path / name):
             if _measure(path / name) != files[name]:
                 raise ValueError("it does not match its size and checksum")
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) not in NAMES:
-            raise UserError(f"--ckpt {self.path}: refused, loading it would run code from the file ({module}.{name})")
-        return PurePosixPath if module.startswith("pathlib") else super().find_class(module, name)
 
 
 def _metadata(path):
     """What DCP knows of a folder's tensors, which its own reader would unpickle with whatever code the file names."""
     files = _manifest(path)
     with _reading(path / METADATA), open(path / METADATA, "rb") as file:
-        unpickler = _Unpickler(file)
-        unpickler.path = path / METADATA
-        metadata = unpickler.load()
+        metadata = load_metadata(file, path / METADATA)
         for name, tensor in metadata.state_dict_metadata.items():
             if sum(math.prod(chunk.sizes) for chunk in tensor.chunks) != math.prod(tensor.size):
                 raise ValueError(f"not all of {name} is there")
@@ -233,17 +223,18 @@ def open_sharded(path):
     """The content of the folder path, tensors on the meta device: they hold no data. Raises UserError naming the file."""
     file = Path(path) / CONTENT
     with _reading(file):
-        return join(load_checkpoint(file), lambda _, shape, dtype: torch.empty(shape, dtype=dtype, device="meta"))
+        content = join(load_checkpoint(file), lambda _, shape, dtype: torch.empty(shape, dtype=dtype, device="meta"))
+        if sum(t.nbytes for t in split(content)[0].values()) > sum(about["size"] for about in _manifest(file.parent).values()):
+            raise ValueError("its tensors are larger than the files")
+    return content
 
 
 def load_whole(path):
     """The content of the folder path, tensors on the CPU, whoever wrote it. Raises UserError naming the file."""
     path = Path(path)
     tensors, rest = split(open_sharded(path))
-    if sum(tensor.nbytes for tensor in tensors.values()) > sum(about["size"] for about in _manifest(path).values()):
-        raise DamagedFile(f"--ckpt {path / CONTENT}: damaged (its tensors are larger than the files)")
     try:
-        tensors = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
+        tensors = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
     except RuntimeError as error:
         raise UserError(f"--ckpt {path}: cannot be read ({_first_line(error)})") from error
     read_into(path, tensors)

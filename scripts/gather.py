@@ -1,7 +1,7 @@
 """Make one checkpoint file of the folder that many processes wrote: python scripts/gather.py RUN/checkpoints/0000050
 
-The file is what training would have written without --ckpt-format sharded, and is read by whatever reads such files. All of it
-passes through the memory of this machine.
+The file is what training would have written without --ckpt-format sharded, but for that flag in its args, and is read by
+whatever reads such files. All of it passes through the memory of this machine.
 """
 
 import os

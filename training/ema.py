@@ -18,8 +18,8 @@ def update_ema(ema_params, params, decay, bad=None):
     if bad is None:
         torch._foreach_lerp_(ema_params, params, weight)
     elif weight < 0.5:
-        # The same sum, to the bit: a step of gradient descent on half the squared distance to params. Its kernel can be told
-        # on the device that it is not to happen.
+        # The same sum (to the bit on a CPU): a step of gradient descent on half the squared distance to params. Its kernel can
+        # be told on the device that it is not to happen.
         rule = dict(weight_decay=1.0, momentum=0.0, dampening=0.0, nesterov=False, maximize=True, is_first_step=False)
         torch._fused_sgd_(ema_params, params, [], lr=weight, **rule, found_inf=bad)
     else:  # rare: the first steps of an average by a power of time

@@ -29,7 +29,7 @@ class Pieces(TorchDispatchMode):
 
     def __init__(self, cut):
         super().__init__()
-        self.cut, self.parameters, self.shards, self.latest, self.freed = cut, {}, {}, None, 0
+        self.cut, self.parameters, self.shards, self.latest, self.freed = cut, {}, {}, {}.keys(), 0
 
     def __enter__(self):
         self.hook = register_module_parameter_registration_hook(self._register)
@@ -46,18 +46,19 @@ class Pieces(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not func.is_view:
-            for tensor in tree_leaves((args, kwargs)):
-                if isinstance(tensor, torch.Tensor) and _address(tensor) in self.parameters:
-                    fills = func.overloadpacket in FILLS.values() and tensor is args[0]
-                    self._work_on(self.parameters[_address(tensor)], fills and tensor.numel(), func)
+            tensors = [tensor for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, torch.Tensor)]
+            used = {_address(tensor): tensor for tensor in tensors if _address(tensor) in self.parameters}
+            for address in self.latest - used.keys() if used else ():
+                self.leave(self.parameters[address])
+            self.latest = used.keys() or self.latest
+            for address, tensor in used.items():
+                fills = func.overloadpacket in FILLS.values() and tensor is args[0]
+                self._work_on(self.parameters[address], fills and tensor.numel(), func)
         return func(*args, **kwargs)
 
     def _work_on(self, parameter, filled, func):
         """The memory of a parameter is about to be used, of which an operation fills so many numbers."""
         address = _address(parameter)
-        if self.latest is not None and self.latest is not parameter:
-            self.leave(self.latest)
-        self.latest = parameter
         if address in self.shards:
             if filled != parameter.numel():
                 raise ReadAgain(f"{func} reads a tensor of {tuple(parameter.shape)}")
@@ -97,11 +98,13 @@ def first_shards(build, cut, log):
         log(f"WARNING: the first weights are made in whole in host memory, by every process: {error}")
         torch.set_rng_state(before)
         model, pieces = build(), Pieces(cut)
-    shards = {}
-    for name, parameter in list(model.named_parameters()):
+    shards, on_paper = {}, {}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):  # shared ones stay shared
         pieces.leave(parameter)
         shards[name] = pieces.shards[_address(parameter)]
-        module = model.get_submodule(name.rpartition(".")[0])
-        on_paper = torch.empty_like(parameter, device="meta")
-        module._parameters[name.rpartition(".")[2]] = torch.nn.Parameter(on_paper, requires_grad=parameter.requires_grad)
+        if parameter not in on_paper:
+            data = torch.empty_like(parameter, device="meta")
+            on_paper[parameter] = torch.nn.Parameter(data, requires_grad=parameter.requires_grad)
+        module, _, own = name.rpartition(".")
+        model.get_submodule(module)._parameters[own] = on_paper[parameter]
     return model, shards

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, empty
+from torch.distributed.tensor import DTensor, Replicate, Shard, zeros
 from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed import join_alone
@@ -29,8 +29,6 @@ from .tensors import load_shards, own, rows
 
 class Replicas:
     """Every process holds everything."""
-
-    host_mesh = None  # nothing is sharded
 
     def __init__(self, world):
         self.world = world
@@ -112,13 +110,14 @@ class Shards:
         return model
 
     def read(self, content, path):
-        """A checkpoint's content with its tensors at hand: of a folder's each process reads its shards alone."""
+        """A checkpoint's content with its tensors at hand: of a folder's each process reads its shards alone, into
+        host memory."""
         if not is_sharded(path):
             return content
         tensors, rest = split(content)
-        layout = dict(device_mesh=self.mesh, placements=[Replicate()] * (self.mesh.ndim - 1) + [Shard(0)])
+        layout = dict(device_mesh=self.host_mesh, placements=[Replicate()] * (self.mesh.ndim - 1) + [Shard(0)])
         tensors = {
-            name: empty(tensor.shape, dtype=tensor.dtype, **layout) if tensor.ndim else torch.empty_like(tensor, device="cpu")
+            name: zeros(tensor.shape, dtype=tensor.dtype, **layout) if tensor.ndim else torch.zeros_like(tensor, device="cpu")
             for name, tensor in tensors.items()
         }
         read_into(path, tensors)
@@ -169,6 +168,7 @@ class Shards:
         yield network
         with torch.autocast(self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             network.lend(latent_shape)  # not after an error, which ends the run
+        model.reshard()  # which torch before 2.8 leaves to a backward pass
 
 
 class Together(nn.Module):
@@ -196,8 +196,9 @@ class Together(nn.Module):
         """Take part in the others' calls until all are done."""
         device = self.world.device
         x, t, y = torch.zeros(1, *latent_shape), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+        x, t, y, kept = (tensor.to(device) for tensor in (x, t, y, torch.zeros(1, dtype=torch.bool)))
         while self.world.max_later(0)():
-            self.network(x.to(device), t.to(device), y.to(device))
+            self.network(x, t, y, force_drop_ids=kept)  # none is drawn
 
 
 def parallel_of(flags, world, precision):

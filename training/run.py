@@ -164,6 +164,8 @@ def find_start(flags, name, warn):
     if flags.ckpt:
         path = locate(flags.ckpt)
         if is_sharded(path):
+            if flags.kind not in ("auto", "sit"):
+                raise UsageError(f"--kind {flags.kind}: {path} was written by train.py --ckpt-format sharded, so it is sit")
             verify(path)
         content = open_start(path, flags.kind)
         ours = {"args", "recipe"} <= content.keys() and "translated" not in content

@@ -114,7 +114,9 @@ class RunFolder:
             return
         for step, path in list(self.saved().items())[:-keep_last]:
             if not keep_every or step % keep_every:
-                remove_sharded(path) if path.is_dir() else path.unlink(missing_ok=True)
+                path.with_suffix(".pt").unlink(missing_ok=True)
+                if path.with_suffix("").is_dir():  # of which scripts/gather.py made the file
+                    remove_sharded(path.with_suffix(""))
 
     def rewind(self, step):
         """Forget what a killed process left half done, and metrics and snapshots after step: the run is about to make them

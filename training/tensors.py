@@ -19,10 +19,12 @@ def own(tensor):
 
 
 def like(saved, tensor):
-    """A whole tensor of a file as the shard of it that belongs to tensor, if that is sharded; any other stays as it is."""
-    if not isinstance(tensor, DTensor) or isinstance(saved, DTensor) or saved.shape != tensor.shape:
+    """A tensor of a file, whole or read in shards, in the layout of tensor; one of another shape stays as it is."""
+    if saved.shape != tensor.shape:
         return saved
-    return _sharded(saved[_rows(tensor)], tensor)
+    if not isinstance(tensor, DTensor):
+        return whole(saved)
+    return _sharded(own(saved) if isinstance(saved, DTensor) else saved[_rows(tensor)], tensor)
 
 
 def _rows(tensor):
@@ -63,4 +65,5 @@ def host_shards(content, mesh):
 def load_shards(module, state, path):
     """load_weights for a module that may be sharded. Raises UserError with the first mismatch."""
     there = module.state_dict()
-    return load_weights(module, {name: like(value, there.get(name)) for name, value in state.items()}, path)
+    laid_out = {name: like(value, there[name]) if name in there else value for name, value in state.items()}
+    return load_weights(module, laid_out, path)

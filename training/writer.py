@@ -1,5 +1,7 @@
 """Checkpoints on their way to disk: a thread of its own writes them, while the steps go on."""
 
+import os
+import signal
 import time
 from concurrent.futures import Future
 from functools import partial
@@ -46,6 +48,8 @@ class Writer:
             # An interpreter that ends amid torch's writing would abort, so the thread is to leave that first.
             self.leaving = True
             self.thread.join(PATIENCE)
+            if at_once and self.thread.is_alive():  # it waits for other processes, which may not be there any more
+                os._exit(128 + signal.SIGINT)
 
     def _work(self):
         while job := self.jobs.get():
@@ -60,7 +64,6 @@ class Writer:
     def _write(self, kind, path, content, waited, then, write):
         started = time.time()
         try:
-            path.parent.mkdir(exist_ok=True)
             write(content, path)
         except (OSError, RuntimeError) as error:  # torch raises RuntimeError when its writer meets a full disk
             self.log(f"ERROR: could not write {path}: {str(error).splitlines()[0]}; the older {kind} are untouched")
@@ -70,6 +73,7 @@ class Writer:
         return True
 
     def _file(self, content, path):
+        path.parent.mkdir(exist_ok=True)
         save_checkpoint(content, path, self._stay)
 
     def _stay(self):

@@ -77,7 +77,7 @@ def work(rank, folder):
         same(folder / name, *ways["grid"])
         if rank >= 2:
             same(folder / name, half, [Shard(0)])
-        sharded.verify(folder / name, (rank, 4))
+        sharded.verify(folder / name)
     try:
         read_into(folder / "four", {"model/ten": distribute_tensor(torch.zeros(10, 4), line, [Shard(0)])})
         raise AssertionError("of another shape")
@@ -99,6 +99,16 @@ def work(rank, folder):
         if rank == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             sharded._measure = lambda file: os.stat(file / "nowhere")
+
+    # What is no file's fault is raised as it is where it comes from, and not as one of a full disk anywhere.
+    if rank == 1:
+        sharded._measure = lambda file: {}["no such key"]
+    try:
+        write_sharded(spread(content(), *ways["four"]), folder / "fault", writers)
+        raise AssertionError("fault")
+    except Exception as error:
+        assert not isinstance(error, (OSError, RuntimeError, AssertionError)), error
+        assert isinstance(error, KeyError) == (rank == 1) and "no such key" in str(error)
     dist.destroy_process_group()
 
 

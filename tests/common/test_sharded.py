@@ -98,7 +98,7 @@ def test_what_is_there_is_written_over(tmp_path):
     assert os.listdir(tmp_path) == ["0000001"]
     with pytest.raises(UserError, match=r"0000001: it has no tensor b"):
         read_into(path, {"b": torch.ones(1)})
-    with pytest.raises(RuntimeError):
+    with pytest.raises(AttributeError, match="pickle"):
         write_sharded({"a": torch.ones(1), "b": lambda: None}, path)  # cannot be pickled
     assert equal(load_whole(path), {"a": torch.tensor([2.0])}) and os.listdir(tmp_path) == ["0000001"]
 
@@ -120,12 +120,8 @@ def test_a_damaged_file_is_named(copied):
             file.write_bytes(whole)
     assert equal(load_checkpoint(copied), content()) and file_hash(copied) == before
     (copied / "__1_0.distcp").unlink()
-    parts = [(rank, 4) for rank in range(4)]  # of four files, the second is missing
-    for part in parts:
-        if part[0] != 2:
-            verify(copied, part)
     with pytest.raises(DamagedFile, match=r"__1_0\.distcp: it is missing"):
-        verify(copied, (2, 4))
+        verify(copied)
 
 
 class Hostile:
@@ -174,8 +170,10 @@ def test_metadata_that_lies_is_refused(copied, monkeypatch):
     rest["model"]["ten"]["shape"] = (1 << 40, 1 << 10)  # of memory that no machine has
     save_checkpoint(rest, copied / "content.pt")
     with_metadata(copied, whole)
-    with pytest.raises(DamagedFile, match=r"content\.pt: damaged \(its tensors are larger than the files\)"):
+    with pytest.raises(DamagedFile, match=r"content\.pt: .*its tensors are larger than the files"):
         load_checkpoint(copied)
+    with pytest.raises(DamagedFile, match=r"content\.pt: .*its tensors are larger than the files"):
+        open_sharded(copied)
 
 
 def test_a_kill_leaves_what_a_continued_run_clears(tmp_path, monkeypatch):

@@ -18,13 +18,14 @@ from PIL import Image
 from cli import DIGITS, ENV, ROOT, call, kill_tree, launch, one_line
 from common.checkpoint import load_checkpoint
 from common.distributed import World, cleanup
-from common.sharded import verify
+from common.sharded import open_sharded, verify, write_sharded
 from conftest import pictures
 from inference import Pipeline
 from models import SiT, SiT_models
-from training.first_weights import first_shards
+from training.ema import update_ema
+from training.first_weights import Pieces, first_shards
 from training.parallel import Shards
-from training.tensors import rows
+from training.tensors import host_shards, rows
 from training.tensors import whole as whole_tensor
 
 from .test_resume import start, wait_for
@@ -102,7 +103,7 @@ class Buffered(SiT):
         self.register_buffer("kept", torch.rand(3))
 
 
-def test_buffers_are_those_of_the_whole_model():
+def test_buffers_are_those_of_the_whole_model(tmp_path):
     whole = lambda: Buffered(input_size=8, hidden_size=16, depth=1, num_heads=2)  # noqa: E731
     torch.manual_seed(0)
     expected, after = whole(), torch.rand(1)
@@ -115,13 +116,58 @@ def test_buffers_are_those_of_the_whole_model():
         recipe, before = SimpleNamespace(build=whole), torch.get_rng_state()
         state = {name: tensor.clone() for name, tensor in expected.state_dict().items()}
         copied, loaded = shards.copy(model, recipe), shards.build_with(recipe, state, "file")
+        write_sharded(host_shards({"model": model.state_dict()}, shards.host_mesh), tmp_path / "0000001")
+        read = shards.read(open_sharded(tmp_path / "0000001"), tmp_path / "0000001")["model"]
+        again = shards.build_with(recipe, read, "folder")
         assert torch.equal(torch.get_rng_state(), before)
-        for each in (model, copied, loaded):
+        for each in (model, copied, loaded, again):
             assert torch.equal(each.kept, expected.kept) and torch.equal(whole_tensor(each.pos_embed), expected.pos_embed)
         assert torch.equal(model.made, expected.made) and torch.equal(copied.made, expected.made)
         assert 0 <= loaded.made.min() < loaded.made.max() <= 1
     finally:
         cleanup()
+
+
+def test_a_piece_at_a_time_is_in_memory():
+    with Pieces(lambda tensor: tensor[:1]) as pieces:
+        model = SiT_models["SiT-T/2"](input_size=8)
+    whole = {name for name, parameter in model.named_parameters() if parameter.untyped_storage().nbytes()}
+    assert whole == {"pos_embed", "final_layer.linear.weight"}  # which nobody has worked on, and the latest
+    assert len(pieces.shards) == sum(1 for _ in model.parameters()) - 2
+
+
+class Related(torch.nn.Module):
+    """A layer that starts as another, which no operation has touched since it was there, and one that is another."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Parameter(torch.randn(40, 40))
+        self.second = torch.nn.Parameter(torch.empty(40, 40))
+        with torch.no_grad():
+            self.second.copy_(self.first)
+        self.tied = torch.nn.Linear(40, 40)
+        self.tied.weight = self.second
+
+
+def test_tensors_of_one_operation_are_there_together_and_shared_ones_stay_shared():
+    torch.manual_seed(0)
+    whole = Related()
+    torch.manual_seed(0)
+    model, shards = first_shards(Related, lambda tensor: tensor[:3], pytest.fail)
+    for name, tensor in whole.named_parameters(remove_duplicate=False):
+        assert torch.equal(shards[name], tensor[:3]) and model.get_parameter(name).is_meta
+    assert model.tied.weight is model.second
+
+
+@pytest.mark.parametrize("decay", [0.9999, 0.9, 0.6, 0.5, 0.3, 0.0])
+def test_an_average_that_may_be_told_not_to_change_is_the_average_to_the_bit(decay):
+    ema, weights = ([torch.randn(shape) for shape in ((300, 7), (5,), (0, 3))] for _ in range(2))
+    before, plain, told = ([tensor.clone() for tensor in ema] for _ in range(3))
+    update_ema(plain, weights, decay)
+    update_ema(told, weights, decay, bad=torch.ones(()))
+    assert all(torch.equal(a, b) for a, b in zip(told, before))
+    update_ema(told, weights, decay, bad=torch.zeros(()))
+    assert all(torch.equal(a, b) for a, b in zip(told, plain)) and not torch.equal(plain[0], before[0])
 
 
 class LooksBack(torch.nn.Module):
@@ -151,7 +197,7 @@ def test_an_initialisation_that_looks_back_is_done_in_whole_and_told():
 def both(tmp_path_factory):
     """Six steps by two processes, sharded and not, that draw, validate and evaluate, with four averages."""
     folder = tmp_path_factory.mktemp("both")
-    more = ["--sample-every", 6, "--val-fraction", 0.02, "--val-every", 3, "--val-images", 40, "--grad-clip", 0.5]
+    more = ["--sample-every", 6, "--val-fraction", 0.02, "--val-every", 3, "--val-images", 80, "--grad-clip", 0.5]
     np.savez(folder / "reference.npz", arr_0=pictures(80, seed=2))
     more += ["--eval-every", 6, "--eval-samples", 90, "--eval-ref", folder / "reference.npz", "--eval-metrics", "kid-pixels"]
     more += ["--ema-decay", 0.9, 0.5, "--ema-power", 0.1, "--ema-snapshot-every", 3]
@@ -332,3 +378,7 @@ def test_wrong_flags_are_one_line(capsys, tmp_path):
     one_line(call(capsys, "train", *SMALL, "--shard-size", 2), 2, "--shard-size", "goes with --shard")
     flags = [*SMALL, "--shard", "--shard-size", 3, "--results-dir", tmp_path]
     one_line(call(capsys, "train", *flags), 2, "--shard-size 3 does not divide 1 processes")
+    one_line(call(capsys, "train", *SMALL, "--ckpt-format", "sharded"), 2, "--ckpt-format", "goes with --shard")
+    write_sharded({"args": {}}, tmp_path / "0000001")
+    flags = [*SMALL, "--ckpt", tmp_path / "0000001", "--kind", "dit", "--results-dir", tmp_path]
+    one_line(call(capsys, "train", *flags), 2, "--kind dit", "so it is sit")

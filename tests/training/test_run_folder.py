@@ -85,6 +85,14 @@ def test_folders_of_checkpoints_are_pruned_whole(folder, monkeypatch):
     assert [path.name for path in folder.checkpoints.iterdir()] == ["0000008"]
 
 
+def test_of_a_step_that_has_a_file_and_a_folder_both_are_pruned(folder):
+    fill(folder, 5, 7)
+    for step in (5, 6):
+        write_sharded({"step": step}, folder.checkpoint_path(step, ""))
+    folder.prune(1, None)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["0000007.pt"]
+
+
 def test_a_plot_of_a_long_run_is_made_at_once(tmp_path):
     rows = [{"step": str(100 * i), "loss": str(1 / (i + 1)), "grad_norm": "1"} for i in range(140_000)]
     started = time.time()

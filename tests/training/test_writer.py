@@ -281,7 +281,7 @@ def test_a_second_ctrl_c_gives_the_write_up(slow_run, tmp_path):
     started = time.time()
     out, _ = slow_run.communicate(timeout=120)
     assert slow_run.returncode == 128 + signal.SIGINT and "interrupted" in out and "Traceback" not in out, out
-    assert time.time() - started < 5
+    assert time.time() - started < 20
     assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.tmp"))
     assert "FAILED: KeyboardInterrupt" in log_of(tmp_path / "r").splitlines()[-1]
 
