@@ -1,29 +1,78 @@
-"""What the README, and the page that goes with it, say of flags, files and numbers is so."""
+"""What the README, and the pages in docs/, say of flags, files and numbers is so."""
 
+import importlib
 import re
+import shlex
+from itertools import pairwise
 
 import pytest
 
 from cli import ROOT
-from flag_tables import tables
+from flag_tables import SCRIPTS, tables
 from inference.presets import PRESETS
+from models import SiT_models
 
 README = (ROOT / "README.md").read_text()
 PAPER = (ROOT / "docs" / "paper_to_code.md").read_text()
 both_pages = pytest.mark.parametrize("page", [README, PAPER], ids=["README.md", "paper_to_code.md"])
+# But change_one_idea.md, whose commands are run by a test of their own.
+PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "change_one_idea.md")]
+STARTS = r"(?:python |torchrun |sbatch |[A-Z_]+=\S+ )"
 
 
 def test_flag_tables_are_those_of_the_parsers():
     assert tables() in README, "run scripts/flag_tables.py and put its output into README.md"
 
 
-@both_pages
+OTHERS = "nproc nnodes rdzv max-restarts standalone help"  # of torchrun
+OTHERS += " repo-type include local-dir"  # of hf
+OTHERS += " nodes gpus-per-node cpus-per-task signal"  # of Slurm
+OTHERS += " device only quick processes rounds steps sde-steps"  # of benchmarks/
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_flag_in_the_text_exists(page):
-    known = set(re.findall(r"--[a-z][a-z0-9-]+", tables()))
-    others = {"--nproc", "--nnodes", "--rdzv", "--max-restarts", "--standalone", "--help"}  # of torchrun
-    others |= {"--repo-type", "--include", "--local-dir"}  # of hf
-    said = set(re.findall(r"--[a-z][a-z0-9-]+", page)) - others
+    known = set(re.findall(r"--[a-z][a-z0-9-]+", tables())) | {f"--{name}" for name in OTHERS.split()}
+    text = page.read_text()
+    if page.name == "migrating.md":  # where the first column of tables has flags of other code
+        text = re.sub(r"^\| .*? \| ", "", text, flags=re.M)
+    said = set(re.findall(r"--[a-z][a-z0-9-]+", text))
     assert said <= known, said - known
+
+
+def commands(text):
+    """(script, its words) of each command line of SCRIPTS in a page: in blocks, fenced or indented, and within lines. What
+    stands for something else ("...") is left out, and variables, as `F="..."` sets them, are put in."""
+    text, setting = re.sub(r"[ \t]*\\\n\s*", " ", text), re.compile(r'^ *(\w+)="(--[^"]*)"', flags=re.M)
+    variables, text = {name: value.split() for name, value in setting.findall(text)}, setting.sub("", text)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S) + re.findall(r"^    (.*)", text, flags=re.M)
+    lines = "\n".join(blocks).splitlines() + re.findall(r"`([^`\n]*)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    for line in (line for line in lines if re.match(STARTS, line)):
+        words = [word for each in shlex.split(line, comments=True) for word in variables.get(each.removeprefix("$"), [each])]
+        scripts = [word.replace("slurm/train.sbatch", "train.py").removesuffix(".py") for word in words]
+        if place := next((i for i, name in enumerate(scripts) if i and name in SCRIPTS), None):
+            given = list(pairwise(words[place:]))
+            yield scripts[place], [word for before, word in given if word != "..." or before in ("--ckpt", "--data-path")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_command_lines_are_taken_by_the_parsers(page):
+    for script, words in commands(page.read_text()):
+        parser = importlib.import_module(script).make_parser()
+        if "--data-path" not in words and script == "train":  # as where only a flag is spoken of
+            words = ["--data-path", "photos", *words]
+        parser.parse_args(words)
+
+
+def test_the_calls_of_the_published_code(monkeypatch):
+    """As docs/migrating.md shows them, with a small model."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "migrating.md").read_text(), flags=re.S)
+    small = SiT_models["SiT-T/8"](input_size=32, num_classes=1000)
+    monkeypatch.setitem(SiT_models, "SiT-XL/2", SiT_models["SiT-T/8"])
+    monkeypatch.setattr("download.find_model", lambda name: small.state_dict())
+    names = {}
+    exec(code.replace("num_steps=126", "num_steps=3"), names)
+    assert names["latents"].shape == (2, 4, 32, 32) and names["loss"].isfinite()
 
 
 @both_pages
