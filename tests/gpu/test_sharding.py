@@ -14,6 +14,8 @@ from .conftest import CUDA, error, no_waiting, training
 
 ONE_GPU = torch.cuda.device_count() == 1
 TWO = pytest.mark.skipif(ONE_GPU, reason="needs two GPUs")
+# On CPUs tests/training/test_parallel.py shows the same, and more.
+GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 pytestmark = pytest.mark.gpu
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--lr", 1e-3, "--sample-every", 1000]
 SMALL += ["--num-workers", 0, "--log-every", 1]
@@ -44,7 +46,7 @@ def ddp(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("ddp"), "--precision", "fp32")
 
 
-@TWO
+@GPUS
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_six_steps_equal_those_of_ddp(precision, ddp, tmp_path):
     content, losses = trained(tmp_path, "--shard", "--precision", precision)
@@ -55,7 +57,7 @@ def test_six_steps_equal_those_of_ddp(precision, ddp, tmp_path):
             assert (content[part][name] - weight).abs().max() <= TOLERANCE[precision], (part, name)
 
 
-@TWO
+@GPUS
 def test_a_sharded_run_goes_on_from_a_folder_of_shards(ddp, tmp_path):
     flags = ["--shard", "--resume", "--precision", "fp32"]
     half = ["--max-steps", 3, "--results-dir", tmp_path, "--ckpt-format", "sharded"]
@@ -101,7 +103,10 @@ AVERAGES = ["--ema-decay", 0.9, 0.99, "--ema-power", 0.1, "--grad-clip", 1, "--m
 
 
 @TWO
-@pytest.mark.parametrize("precision, more", [("fp32", ["--grad-checkpointing", "--grad-accum-steps", 2]), ("bf16", [])])
+@pytest.mark.parametrize(
+    "precision, more",
+    [("fp32", ["--grad-checkpointing", "--grad-accum-steps", 2]), pytest.param("bf16", [], marks=GPUS)],
+)
 def test_steps_wait_for_nothing_and_a_bad_gradient_of_one_process_touches_no_state(precision, more, tmp_path):
     script = tmp_path / "steps.py"
     script.write_text(STEPS.format(root=str(ROOT)))
@@ -124,7 +129,7 @@ def test_a_step_of_one_process_waits_for_nothing(precision, tmp_path):
             torch.distributed.destroy_process_group()
 
 
-@TWO
+@GPUS
 def test_a_process_holds_less_than_with_ddp(monkeypatch):
     """Little more than half: what is gathered is a few blocks."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from cli import DIGITS, ENV, call, command, kill_tree, launch, one_line
 from common.checkpoint import load_checkpoint, weights_of
 from common.errors import UserError
 from common.recipe import recipe_of
+from forks import forks
 from training import trainer
 
 STEPS = 24
@@ -77,10 +80,10 @@ def wait_for(condition, process, seconds=120):
         time.sleep(0.003)
 
 
-def kill_at_random(folder, rng, processes=1, workers=0, steps=STEPS):
+def kill_at_random(folder, rng, begin=start, workers=0, steps=STEPS):
     """SIGKILL the run some while after it made progress, or in the middle of writing a checkpoint."""
     before = checkpoints(folder)[-1:]
-    victim = start(*flags(folder, "--max-steps", steps, workers=workers), processes=processes)
+    victim = begin(*flags(folder, "--max-steps", steps, workers=workers))
     try:
         wait_for(lambda: checkpoints(folder)[-1:] != before, victim)
         if rng.random() < 0.5:
@@ -114,8 +117,9 @@ def test_killed_and_resumed_is_the_uninterrupted_run(whole, tmp_path):
 def test_ten_kills(tmp_path, processes):
     """Ten times killed, at random or during a checkpoint's write; then equal to the uninterrupted run, bit for bit."""
     folder, steps = tmp_path / "results", 120
-    for kill in range(10):
-        kill_at_random(folder, random.Random(kill), processes, steps=steps)
+    with forks(tmp_path / "said.txt") if processes == 1 else nullcontext(partial(start, processes=processes)) as begin:
+        for kill in range(10):
+            kill_at_random(folder, random.Random(kill), begin, steps=steps)
     for name in ("results", "straight"):
         done = launch("train", *flags(tmp_path / name, "--max-steps", steps), processes=processes)
         assert done.code == 0, done.err
