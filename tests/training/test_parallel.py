@@ -238,7 +238,7 @@ def test_its_file_is_read_like_any_other(both):
 
 PARTS, CLIP = ["--grad-accum-steps", 2], ["--grad-clip", 0.3]  # which change the numbers of DDP too
 FASTER = [["--compile"], ["--grad-checkpointing"], PARTS, CLIP]
-# Each two of them are together, apart, and one without the other. All sixteen combinations take five minutes.
+# Each two of them are together, apart, and one without the other.
 PAIRS = [(0, 0, 0, 0), (0, 1, 1, 1), (1, 0, 1, 1), (1, 1, 0, 1), (1, 1, 1, 0)]
 
 
