@@ -96,7 +96,7 @@ def test_ended_by_a_signal_it_leaves_no_process(number, tmp_path):
     while not (child := subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()):
         time.sleep(0.05)
     process.send_signal(number)
-    assert process.wait(timeout=10) == 128 + number
+    assert process.wait(timeout=60) == 128 + number
     assert not any(os.path.exists(f"/proc/{pid}") for pid in child) and not list(tmp_path.iterdir())
 
 

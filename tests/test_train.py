@@ -162,11 +162,11 @@ COMPILED = pytest.param(["--compile", "--grad-checkpointing"], marks=pytest.mark
 @pytest.mark.parametrize("more", [[], COMPILED], ids=["eager", "compiled"])
 def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch, more):
     """Under DDP with accumulation; and each step's graph is the same, as DDP itself finds."""
-    from training import trainer
+    from training import parallel
 
     kept = []
 
-    class Counting(trainer.DistributedDataParallel):
+    class Counting(parallel.DistributedDataParallel):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             kept.append(self)
@@ -180,7 +180,7 @@ def test_gradients_meet_once_a_step(tmp_path, trained, capsys, monkeypatch, more
             self.met += self.require_backward_grad_sync
             return super().forward(*args, **kwargs)
 
-    monkeypatch.setattr(trainer, "DistributedDataParallel", Counting)
+    monkeypatch.setattr(parallel, "DistributedDataParallel", Counting)
     for name, value in dict(RANK=0, WORLD_SIZE=1, LOCAL_RANK=0, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()).items():
         monkeypatch.setenv(name, str(value))
     flags = ["--max-steps", 6, "--log-every", 2, "--results-dir", tmp_path, "--grad-accum-steps", 4]

@@ -27,7 +27,8 @@ class Plotting:
         """call(*args) in a thread, unless another is still at it."""
         with self.asking:
             if not self.thread.is_alive():
-                self.thread = Thread(target=call, args=args)
+                # No daemon, as it would be of the writer's thread: the interpreter's end would abort amid matplotlib.
+                self.thread = Thread(target=call, args=args, daemon=False)
                 self.thread.start()
 
     def end(self):

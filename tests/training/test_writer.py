@@ -7,7 +7,7 @@ import sys
 import time
 import weakref
 from collections import OrderedDict
-from threading import Event
+from threading import Event, Thread
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +17,7 @@ import torch.nn as nn
 from cli import DIGITS, ENV, ROOT, call, kill_tree, launch, one_line
 from common.checkpoint import load_checkpoint, save_checkpoint
 from forks import forks
+from training.plot import Plotting
 from training.tensors import host_copy
 from training.writer import Writer
 
@@ -89,6 +90,14 @@ def test_what_changes_after_a_snapshot_does_not_reach_it():
     assert copied["list"][0].sum() == copied["list"][1]["x"].sum() == 0
     shared = torch.zeros(2, requires_grad=True)
     assert not host_copy([shared])[0].requires_grad and host_copy(shared).data_ptr() != shared.data_ptr()
+
+
+def test_a_plot_that_the_writer_begins_is_waited_for_at_the_end():
+    plotting, begun, drawn = Plotting(), Event(), Event()
+    Thread(target=lambda: (plotting.begin(drawn.wait, 60), begun.set()), daemon=True).start()
+    assert begun.wait(60) and not plotting.thread.daemon
+    drawn.set()
+    plotting.end()
 
 
 def test_files_come_in_the_order_in_which_they_were_given(writer, gate, tmp_path):
