@@ -48,7 +48,8 @@ test: install
 	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "not slow and not slurm and not gpu"
 
 test-slow: install
-	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m slow
+	$(QUIET) $(BIN)/python -m pytest -m alone
+	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "slow and not alone"
 
 # On the GPU where there is one; the other tests do not see it.
 test-gpu: install

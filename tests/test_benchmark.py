@@ -51,6 +51,7 @@ def gpu(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_gpu_benchmark_in_miniature_adds_each_run_to_its_file(gpu, tmp_path):
     out = tmp_path / "new" / "gpu.json"
     flags = ["--quick", "--device", "cpu", "--out", out]

@@ -42,6 +42,7 @@ def threads(name):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/stat") or (os.cpu_count() or 1) < 2, reason="one core, or not Linux")
+@pytest.mark.alone
 def test_threads_yield_to_a_busy_process_and_lose_nothing_alone():
     alone = regions("shared") / regions("alone")
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
