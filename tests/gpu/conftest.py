@@ -44,6 +44,15 @@ def training(folder, *flags):
         monitor.finish("over")
 
 
+def held(trainer):
+    """Copies of what this process holds of weights, averages and the optimizer's state."""
+    from training.tensors import own
+
+    tensors = [*trainer.objective.parameters(), *(p for model in trainer.averages.models.values() for p in model.parameters())]
+    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    return [own(tensor).clone() for tensor in (*tensors, *states)]
+
+
 class Waits(TorchDispatchMode):
     """Fails where a number is read from a tensor, for which a GPU would be waited."""
 

@@ -72,13 +72,7 @@ STEPS = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
-from gpu.conftest import no_waiting, training
-from training.tensors import own
-
-def held(trainer):
-    tensors = [*trainer.objective.parameters(), *(p for model in trainer.averages.models.values() for p in model.parameters())]
-    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    return [own(tensor).clone() for tensor in (*tensors, *states)]
+from gpu.conftest import held, no_waiting, training
 
 with training(sys.argv[1], *sys.argv[2:]) as (trainer, monitor):
     for _ in range(3):

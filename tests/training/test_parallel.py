@@ -288,13 +288,7 @@ BAD = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
-from gpu.conftest import training
-from training.tensors import own
-
-def held(trainer):
-    tensors = [*trainer.objective.parameters(), *(p for model in trainer.averages.models.values() for p in model.parameters())]
-    states = [value for state in trainer.optimizer.state.values() for value in state.values()]
-    return [own(tensor).clone() for tensor in (*tensors, *states)]
+from gpu.conftest import held, training
 
 same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 with training(sys.argv[1], *sys.argv[2:]) as (trainer, monitor):
