@@ -14,13 +14,20 @@ QUIET := OMP_WAIT_POLICY=PASSIVE
 # A process of tests for each core; those of a file stay together, with what they make once.
 SHARED := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install demo demo-train demo-samples test test-slow test-gpu test-slurm lint clean
+.PHONY: install extra demo demo-train demo-samples test test-slow test-gpu test-slurm test-browser lint clean
 
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -r requirements.txt
+	touch $@
+
+# What the web page, the notebook and the tests in a browser need besides.
+extra: $(VENV)/extra
+
+$(VENV)/extra: requirements-extra.txt $(VENV)/installed
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -r requirements-extra.txt
 	touch $@
 
 demo: install demo-train demo-samples
@@ -45,7 +52,7 @@ demo-samples: install
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
 
 test: install
-	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "not slow and not slurm and not gpu"
+	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "not slow and not slurm and not gpu and not browser"
 
 test-slow: install
 	$(QUIET) $(BIN)/python -m pytest -m alone
@@ -61,6 +68,12 @@ test-slurm: install
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	  slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge > /dev/null; }
 	$(QUIET) $(BIN)/python -m pytest -m slurm
+
+# In Debian's chromium; as root, if it has to be installed.
+test-browser: extra
+	command -v chromium > /dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium > /dev/null; }
+	$(QUIET) $(BIN)/python -m pytest -m browser
 
 lint: install
 	$(BIN)/ruff check .
