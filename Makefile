@@ -14,7 +14,7 @@ QUIET := OMP_WAIT_POLICY=PASSIVE
 # A process of tests for each core; those of a file stay together, with what they make once.
 SHARED := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install extra demo demo-train demo-samples test test-slow test-gpu test-slurm test-browser lint clean
+.PHONY: install extra demo demo-train demo-samples ladder test test-slow test-gpu test-slurm test-browser lint clean
 
 install: $(VENV)/installed
 
@@ -50,6 +50,10 @@ demo-samples: install
 	done; \
 	$(BIN)/python sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 --precision $(PRECISION) \
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
+
+# The paper's design ladder on the same digits; goes on where it was stopped.
+ladder: install
+	$(QUIET) $(BIN)/python experiments/ladder.py --page docs/ladder.md
 
 test: install
 	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "not slow and not slurm and not gpu and not browser"

@@ -18,6 +18,7 @@ FLOORS = [
     {"training"},
     {"train_utils"},
     {"sample_utils"},
+    {"experiments"},
     {"train", "sample", "sample_ddp", "evaluate", "encode_latents", "export", "measure_loss", "reconstruct_ema", "sweep"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}

@@ -1,0 +1,181 @@
+"""The paper's design ladder at equal compute, on data that a laptop can train on: python experiments/ladder.py
+
+Each step is trained from several seeds, sampled by the paper's two samplers and judged by a classifier of real images; then
+every sampler is compared on the last. Writes OUT/ladder.md, or --page, with pictures beside it; docs/ladder.md is such a page.
+The same command again goes on where it was stopped.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common.atomic import writable_folder, write_json
+from common.errors import UsageError, UserError
+from train_utils import Listed, Parser, below_one, image_size, non_negative, non_negative_int, positive_int, run
+
+ROOT = Path(__file__).resolve().parent.parent
+DIGITS, AUTOENCODER = "builtin:digits", "assets/digits-vae"
+
+
+def make_parser():
+    parser = Parser(prog="ladder.py", description="The paper's design ladder, in miniature.")
+    group = parser.add_argument_group("data and model")
+    group.add_argument("--data-path", default=DIGITS, help="images of two classes or more, of any kind that train.py takes")
+    group.add_argument("--vae", default=AUTOENCODER, help="autoencoder: ema, mse, none, or a diffusers folder")
+    group.add_argument("--image-size", type=image_size, default=32, help="pixels a side, or height x width")
+    group.add_argument("--model", default="SiT-T/2", help="backbone")
+    group = parser.add_argument_group("what each step gets")
+    group.add_argument("--images", type=positive_int, default=32_000, help="trained on, in all")
+    group.add_argument("--batch-size", type=positive_int, default=64, help="images a training step")
+    group.add_argument("--lr", type=non_negative, default=2e-3, help="peak learning rate")
+    group.add_argument("--held-out", type=below_one, default=0.2, help="share of the data to judge against")
+    group.add_argument("--samples", type=positive_int, default=400, help="of each sampler")
+    group.add_argument("--likelihoods", type=positive_int, default=64, help="held-out images")
+    group.add_argument("--seeds", action=Listed, item=non_negative_int, default=[0, 1, 2], metavar="SEED", help="of training")
+    group.add_argument("--rungs", action=Listed, item=str, metavar="RUNG", help="some of the steps, by name (all)")
+    group = parser.add_argument_group("running")
+    group.add_argument("--out", default="ladder", help="folder for runs and numbers")
+    group.add_argument("--page", metavar="FILE.md", help="the page (OUT/ladder.md); pictures go to pictures/ beside it")
+    group.add_argument("--jobs", type=positive_int, help="pieces at once (one for each core; one on a GPU)")
+    return parser
+
+
+def as_typed(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def training(args, name, seed, out):
+    """The command that trains a step of the ladder, or goes on with it."""
+    from experiments.rungs import RUNGS
+
+    steps = max(1, args.images // args.batch_size)
+    flags = dict(data_path=args.data_path, vae=args.vae, image_size=args.image_size, model=args.model)
+    flags |= dict(val_fraction=args.held_out, val_every=steps, val_images=min(200, args.likelihoods))
+    flags |= dict(global_batch_size=args.batch_size, max_steps=steps, lr=args.lr, warmup_steps=steps // 10)
+    flags |= dict(lr_schedule="cosine", grad_clip=1, ema_decay=0.99, global_seed=seed, num_workers=0)
+    flags |= dict(sample_every=10 * steps, keep_last=1, log_every=max(1, steps // 10))
+    flags |= dict(results_dir=out / "runs" / f"{name}-{seed}")
+    words = [str(word) for flag, value in (flags | RUNGS[name].flags).items() for word in (as_typed(flag), value)]
+    return [sys.executable, str(ROOT / "train.py"), *words, "--resume"]
+
+
+def pieces(args, rungs, out):
+    """Stages of {piece: its command}: a stage needs those before it. A piece is done when OUT/PIECE.json is there."""
+    from experiments.rungs import GUIDANCE, TOP
+
+    measure = lambda piece: [sys.executable, str(ROOT / "experiments" / "measuring.py"), str(out), piece]  # noqa: E731
+    each = [(name, seed) for seed in args.seeds for name in rungs]
+    samplers = [f"samplers-{seed}-{scale}" for seed in args.seeds for scale in GUIDANCE] if TOP in rungs else []
+    trained = {f"trained-{name}-{seed}": training(args, name, seed, out) for name, seed in each}
+    return {
+        "training": {"judge": measure("judge")} | trained,
+        "measuring": {piece: measure(piece) for piece in [*samplers, *(f"{name}-{seed}" for name, seed in each)]},
+    }
+
+
+def read_times(out):
+    """{piece: seconds that it took}"""
+    return json.loads((out / "times.json").read_text()) if (out / "times.json").exists() else {}
+
+
+def shown(seconds):
+    return f"{seconds / 60:.1f} min"
+
+
+def work(stage, commands, out, at_once):
+    """Run the commands of a stage whose file is missing, some at once. Raises UserError where one fails; none outlives this."""
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
+    environment = os.environ | dict(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+    waiting = [piece for piece in commands if not (out / f"{piece}.json").exists()]
+    running, done, started = {}, len(commands) - len(waiting), time.time()
+    total, begun, times = len(waiting), {}, read_times(out)
+    if done:
+        print(f"{stage}: {done} of {len(commands)} are there already", flush=True)
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                piece = waiting.pop(0)
+                with open(out / "logs" / f"{piece}.txt", "w") as log:
+                    # A group of its own, so that Ctrl-C reaches this process alone, which ends the others.
+                    more = dict(stdout=log, stderr=log, env=environment, start_new_session=True, cwd=ROOT)
+                    running[piece] = subprocess.Popen(commands[piece], **more)
+                begun[piece] = time.time()
+            time.sleep(0.2)
+            for piece, process in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[piece]
+                if process.returncode:
+                    log = (out / "logs" / f"{piece}.txt").read_text().strip().splitlines()
+                    last = log[-1].split("error: ", 1)[-1] if log else f"exit code {process.returncode}"
+                    raise UserError(f"{piece}: {last} (all that it said: {out / 'logs' / f'{piece}.txt'})")
+                seconds = time.time() - begun[piece]
+                times[piece] = seconds
+                write_json(out / "times.json", times)
+                if piece.startswith("trained-"):
+                    write_json(out / f"{piece}.json", {})
+                finished = total - len(waiting) - len(running)
+                left = (time.time() - started) / finished * (total - finished)
+                print(f"{stage}: {piece} in {seconds:.0f} s; {finished} of {total}, about {shown(left)} left", flush=True)
+    finally:
+        for process in running.values():
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in running.values():
+            process.wait()
+
+
+def remember(args, out):
+    """Keep what makes the numbers what they are beside them. Raises UsageError for a folder of other numbers."""
+    names = ("data_path", "vae", "model", "images", "batch_size", "lr", "held_out", "samples", "likelihoods")
+    settings = {name: getattr(args, name) for name in names} | dict(image_size=args.image_size)
+    file = out / "settings.json"
+    if file.exists():
+        before = json.loads(file.read_text())
+        for name in names:
+            if before.get(name) != json.loads(json.dumps(settings[name])):
+                made = f"it was made with {as_typed(name)} {before.get(name)}, not {settings[name]}"
+                raise UsageError(f"--out {out}: {made}; give another folder")
+    write_json(file, settings)
+    return settings
+
+
+def main(args):
+    import torch
+
+    from data.sources import open_dataset
+    from experiments.page import write_page
+    from experiments.rungs import RUNGS
+
+    if unknown := set(args.rungs or ()) - set(RUNGS):
+        raise UsageError(f"--rungs {min(unknown)}: choose from {', '.join(RUNGS)}")
+    rungs = {name: rung for name, rung in RUNGS.items() if name in (args.rungs or RUNGS)}
+    args.data_path = args.data_path if args.data_path == DIGITS else str(Path(args.data_path).resolve())
+    if args.vae == AUTOENCODER or Path(args.vae).is_dir():  # the pieces run in the repository's folder
+        args.vae = str((ROOT if args.vae == AUTOENCODER else Path()).joinpath(args.vae).resolve())
+    dataset = open_dataset(args.data_path, args.image_size)
+    if dataset.encoded or len(dataset.classes) < 2:
+        raise UsageError(f"--data-path {args.data_path}: the judge tells classes apart: give images, of two classes or more")
+    out = writable_folder(Path(args.out).resolve(), "--out")
+    writable_folder(out / "logs", "--out")
+    settings, started = remember(args, out), time.time()
+    at_once = args.jobs or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+    stages = pieces(args, rungs, out)
+    print(
+        f"{len(rungs)} steps of the ladder, {len(args.seeds)} seeds each, {args.images:,} images a training; {at_once} at once"
+    )
+    for stage, commands in stages.items():
+        work(stage, commands, out, at_once)
+    page = Path(args.page) if args.page else out / "ladder.md"
+    write_page(page, out, settings, rungs, args.seeds, at_once)
+    print(f"{page}: written after {shown(time.time() - started)}")
+    return 0
+
+
+if __name__ == "__main__":
+    arguments = make_parser().parse_args()
+    run(lambda: main(arguments), "ladder.py")
