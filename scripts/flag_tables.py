@@ -1,4 +1,4 @@
-"""Print the README's tables of flags, from the parsers themselves: python scripts/flag_tables.py"""
+"""The tables of docs/flags.md, from the parsers themselves: python scripts/flag_tables.py prints them, --write puts them there"""
 
 import argparse
 import importlib
@@ -61,6 +61,6 @@ def write(path):
 
 if __name__ == "__main__":
     if "--write" in sys.argv:
-        write(Path(__file__).resolve().parent.parent / "README.md")
+        write(Path(__file__).resolve().parent.parent / "docs" / "flags.md")
     else:
         print(tables())

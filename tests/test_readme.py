@@ -12,16 +12,19 @@ from flag_tables import SCRIPTS, tables
 from inference.presets import PRESETS
 from models import SiT_models
 
-README = (ROOT / "README.md").read_text()
-PAPER = (ROOT / "docs" / "paper_to_code.md").read_text()
-both_pages = pytest.mark.parametrize("page", [README, PAPER], ids=["README.md", "paper_to_code.md"])
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAPER = (DOCS / "paper_to_code.md").read_text()
 # But change_one_idea.md, whose commands are run by a test of their own.
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "change_one_idea.md")]
+PAGES = [README, *sorted(path for path in DOCS.glob("*.md") if path.name != "change_one_idea.md")]
 STARTS = r"(?:python |torchrun |sbatch |[A-Z_]+=\S+ )"
 
 
 def test_flag_tables_are_those_of_the_parsers():
-    assert tables() in README, "run scripts/flag_tables.py and put its output into README.md"
+    assert tables() in (DOCS / "flags.md").read_text(), "run scripts/flag_tables.py --write"
+
+
+def test_the_readme_is_for_the_first_minute():
+    assert len(README.read_text().splitlines()) < 150
 
 
 OTHERS = "nproc nnodes rdzv max-restarts standalone help"  # of torchrun
@@ -66,7 +69,7 @@ def test_command_lines_are_taken_by_the_parsers(page):
 
 def test_the_calls_of_the_published_code(monkeypatch):
     """As docs/migrating.md shows them, with a small model."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "migrating.md").read_text(), flags=re.S)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "migrating.md").read_text(), flags=re.S)
     small = SiT_models["SiT-T/8"](input_size=32, num_classes=1000)
     monkeypatch.setitem(SiT_models, "SiT-XL/2", SiT_models["SiT-T/8"])
     monkeypatch.setattr("download.find_model", lambda name: small.state_dict())
@@ -75,24 +78,33 @@ def test_the_calls_of_the_published_code(monkeypatch):
     assert names["latents"].shape == (2, 4, 32, 32) and names["loss"].isfinite()
 
 
-@both_pages
+@pytest.mark.parametrize("page", [README, DOCS / "code.md", DOCS / "paper_to_code.md"], ids=lambda path: path.name)
 def test_every_file_in_the_text_exists(page):
-    for name in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|sbatch|txt|yml))`", page):
+    for name in re.findall(r"`((?:[\w-]+/)*[\w-]+\.(?:py|sbatch|txt|yml|ipynb))`", page.read_text()):
         produced = name in ("log.txt",)
         rooms = ("", "transport", "training", "inference", "data", "metrics", "common")
         assert produced or any((ROOT / room / name).exists() for room in rooms), name
 
 
-def test_the_library_as_it_is_shown(trained):
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+@pytest.mark.parametrize("page", [README, DOCS / "sampling.md"], ids=lambda path: path.name)
+def test_the_library_as_it_is_shown(page, trained):
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
     names = {}
     exec(re.sub(r'"demo/.*?"', repr(str(trained)), code).replace("num_steps=250", "num_steps=5"), names)
-    assert names["images"].shape == (1, 32, 32, 3) and names["z"].shape == (1, 3, 32, 32) and len(names["frames"]) == 250
+    assert names["images"].shape == (1, 32, 32, 3) and len(names["frames"]) == 250 and names["bits"].shape == (1,)
+    if page != README:
+        assert names["z"].shape == (1, 3, 32, 32)
 
 
-@both_pages
+def test_every_page_with_python_is_run():
+    """By the tests above, and by test_change_one_idea.py."""
+    pages = {path.name for path in (README, *DOCS.glob("*.md")) if "```python" in path.read_text()}
+    assert pages == {"README.md", "sampling.md", "migrating.md", "change_one_idea.md"}
+
+
+@pytest.mark.parametrize("page", [DOCS / "evaluation.md", DOCS / "paper_to_code.md"], ids=lambda path: path.name)
 def test_presets_are_the_table(page):
     for name, preset in PRESETS.items():
-        row = next(line for line in page.splitlines() if f"`{name}`" in line)
+        row = next(line for line in page.read_text().splitlines() if f"`{name}`" in line)
         for fid in preset.fid.values():
             assert f"{fid:.2f}" in row
