@@ -1,4 +1,4 @@
-"""The tables of docs/flags.md, from the parsers themselves: python scripts/flag_tables.py prints them, --write puts them there"""
+"""Tables of docs/flags.md, from the parsers themselves: scripts/flag_tables.py prints them, with --write it puts them there."""
 
 import argparse
 import importlib
