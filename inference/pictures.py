@@ -20,7 +20,7 @@ def labelled(rows, above=(), beside=(), width=800):
     Pixels stay squares: each is enlarged by the largest whole number that keeps the images within width. Words above
     that are wider than their column are broken at spaces.
     """
-    height, side = rows[0].shape[1:3]
+    height, side = rows[0][0].shape[:2]
     scale = max(1, (width // len(rows[0]) - GAP) // side)
     height, side = height * scale + GAP, side * scale + GAP
     font = ImageFont.load_default(max(13, side // 9))
