@@ -14,17 +14,26 @@ def grid(images, columns):
     return Image.fromarray(make_grid(tensor, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy())
 
 
+def _lines(words, font, room):
+    """A line of words, broken at those spaces behind which it would be wider than room."""
+    lines = []
+    for word in words.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        lines[-1:] = [longer] if not lines or font.getlength(longer) < room else [lines[-1], word]
+    return "\n".join(lines)
+
+
 def labelled(rows, above=(), beside=(), width=800):
     """Rows of uint8 images (N, H, W, 3) as one picture with words above its columns and beside its rows.
 
     Pixels stay squares: each is enlarged by the largest whole number that keeps the images within width. Words above
-    that are wider than their column are broken at spaces.
+    are broken at spaces where their column ends.
     """
     height, side = rows[0][0].shape[:2]
     scale = max(1, (width // len(rows[0]) - GAP) // side)
     height, side = height * scale + GAP, side * scale + GAP
     font = ImageFont.load_default(max(13, side // 9))
-    above = [word if font.getlength(word) < side else word.replace(" ", "\n") for word in above]
+    above = ["\n".join(_lines(line, font, side) for line in word.splitlines()) for word in above]
     pen = ImageDraw.Draw(Image.new("L", (1, 1)))
     left, top = 0, 0
     if beside:

@@ -1,6 +1,7 @@
 import numpy as np
+from PIL import ImageFont
 
-from inference.pictures import GAP, labelled
+from inference.pictures import GAP, _lines, labelled
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 
@@ -28,3 +29,13 @@ def test_words_have_room_above_and_beside():
     for margin in (picture[:top], picture[:, :left]):
         assert (margin < 128).any()
         assert (margin[[0, -1]] == 255).all() and (margin[:, [0, -1]] == 255).all()  # no word is cut off
+
+
+def test_lines_are_broken_where_the_column_ends_and_nowhere_else():
+    font = ImageFont.load_default(13)
+    room = font.getlength("golden retriever") + 1
+    assert _lines("golden retriever", font, room) == "golden retriever"
+    assert _lines("golden retriever: 1.23", font, room) == "golden\nretriever: 1.23"
+    assert _lines("goldenest-retriever: 1.23", font, room) == "goldenest-retriever:\n1.23" and _lines("", font, room) == ""
+    short, long = (labelled([IMAGES[:2]], above=["a\nb", word], width=160).size for word in ("c\nd", "two words " * 9))
+    assert short[0] == long[0] and short[1] < long[1]
