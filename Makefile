@@ -1,5 +1,6 @@
 # make demo   trains a small SiT on handwritten digits and draws some: see demo/
 # make test   runs the tests
+# make app    opens a page on the demo's model
 # Both make .venv first; PYTHON and VENV choose another interpreter or place, DEMO and PRECISION another demo.
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ QUIET := OMP_WAIT_POLICY=PASSIVE
 # A process of tests for each core; those of a file stay together, with what they make once.
 SHARED := -n auto --maxprocesses 8 --dist loadfile
 
-.PHONY: install extra demo demo-train demo-samples test test-slow test-gpu test-slurm test-browser lint clean
+.PHONY: install extra demo demo-train demo-samples app test test-slow test-gpu test-slurm test-browser lint clean
 
 install: $(VENV)/installed
 
@@ -50,6 +51,13 @@ demo-samples: install
 	done; \
 	$(BIN)/python sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 --precision $(PRECISION) \
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
+
+# On the newest checkpoint; looked for first, since what the page needs takes a while to install.
+app:
+	@ls $(DEMO)/results/000-*/checkpoints/*.pt > /dev/null 2>&1 || \
+	  { echo "make app: there is no model in $(DEMO)/results; run make demo first" >&2; exit 1; }
+	@$(MAKE) --no-print-directory extra
+	@exec $(BIN)/python app.py --ckpt "$$(ls -v $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1)"
 
 test: install
 	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "not slow and not slurm and not gpu and not browser"

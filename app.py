@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import threading
+from argparse import Namespace
 
 from sample_utils import parse_model_args, pipeline_from
 from train_utils import Parser, free, number, parse_precision_args, parse_transport_args, positive_int, run, say, warn
@@ -55,10 +56,8 @@ def sources_from(args):
     device = distributed.setup().device
     precision = set_precision(args.precision, device)
     flags, told = given_flags(args, [entry.name for entry in fields(TransportSettings)])
-    sources, args.compile = [], False
-    for args.ckpt in args.ckpt:
-        sources.append(Source(args.ckpt, pipeline_from(args, device, precision), flags, told))
-    return sources
+    each = [Namespace(**vars(args) | dict(ckpt=ckpt, compile=False)) for ckpt in args.ckpt]
+    return [Source(one.ckpt, pipeline_from(one, device, precision), flags, told) for one in each]
 
 
 def wait():

@@ -15,7 +15,11 @@ def expected_data(pipeline, states, times, labels, guidance=Guidance()):  # noqa
     give them; labels (N,). One network call a state. A time at which the network cannot be asked, such as the end of VP, is
     taken as the nearest at which it can.
     """
-    network, transport, y = pipeline.network(guidance), pipeline.transport, checked_labels(labels, len(states[0])).to(pipeline.device)
+    network, transport, y = (
+        pipeline.network(guidance),
+        pipeline.transport,
+        checked_labels(labels, len(states[0])).to(pipeline.device),
+    )
     first, last = transport.sampling_interval
     answers = []
     for x, time in zip(states, times):

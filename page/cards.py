@@ -7,41 +7,12 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-WIDTH = 128  # pixels on the screen that a small picture is enlarged to, by a whole number
+WIDTH = 96  # pixels on the screen that a small picture is enlarged to, by a whole number
 
-CSS = """
-.sit-cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
-.sit-card { border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px; min-width: 0; }
-.sit-card h3 { margin: 0 0 2px; font-size: 1.05em; overflow-wrap: anywhere; }
-.sit-small { font-size: 0.88em; color: var(--body-text-color-subdued); margin: 2px 0 8px; }
-.sit-row { display: flex; flex-wrap: wrap; gap: 8px; margin: 4px 0 10px; }
-.sit-picture { margin: 0; max-width: 100%; }
-.sit-picture figcaption { font-size: 0.85em; text-align: center; overflow-wrap: anywhere; }
-.sit-film { display: block; overflow: hidden; max-width: 100%; }
-.sit-film img { display: block; width: 100%; max-width: none; margin: 0; image-rendering: pixelated;
-  transform: translateY(calc(var(--frame) * -100% / var(--frames))); }
-.sit-times { height: 1.4em; line-height: 1.4em; overflow: hidden; font-variant-numeric: tabular-nums; }
-.sit-times div { transform: translateY(calc(var(--frame) * -1.4em)); }
-.sit-times span { display: block; }
-.sit-slider { display: flex; gap: 12px; align-items: center; margin: 4px 0 12px; }
-.sit-slider input { flex: 1; min-width: 0; height: 28px; accent-color: var(--color-accent); }
-.sit-error { border: 1px solid #dc2626; border-left-width: 5px; border-radius: 6px; padding: 8px 12px; overflow-wrap: anywhere; }
-.sit-code { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; font-size: 0.85em; padding: 8px; margin: 4px 0 8px;
-  border-radius: 6px; background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
-.sit-card summary { cursor: pointer; padding: 6px 0; }
-.sit-copy { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: 4px 12px; min-height: 32px; cursor: pointer; }
-.sit-plots { display: flex; flex-wrap: wrap; gap: 12px; }
-.sit-svg { width: 100%; max-width: 560px; height: auto; }
-.sit-svg text { font-size: 11px; fill: var(--body-text-color); }
-.sit-svg .sit-title { font-size: 12px; font-weight: 600; }
-.sit-grid { stroke: var(--border-color-primary); stroke-width: 0.6; fill: none; }
-.sit-faint { stroke: var(--body-text-color-subdued); stroke-width: 1; opacity: 0.4; }
-.sit-chosen { stroke: var(--color-accent); stroke-width: 2.4; }
-.sit-last { stroke: var(--body-text-color); stroke-dasharray: 2 3; fill: none; }
-"""
-
-COPY = "var text = this.nextElementSibling.innerText; if (navigator.clipboard) navigator.clipboard.writeText(text);"
-COPY += " else getSelection().selectAllChildren(this.nextElementSibling); this.innerText = navigator.clipboard ? 'Copied' : 'Selected'"
+# Of a page that did not come from this machine or by https, browsers keep the clipboard: the text is selected instead.
+COPY = "const text = this.nextElementSibling, board = navigator.clipboard; "
+COPY += "board ? board.writeText(text.innerText) : getSelection().selectAllChildren(text); "
+COPY += "this.innerText = board ? 'Copied' : 'Selected'"
 SLIDE = "this.closest('.sit-results').style.setProperty('--frame', this.value)"
 
 
@@ -55,6 +26,12 @@ def png(image):
 def message(text):
     """A line about what is wrong."""
     return f'<div class="sit-error" role="alert">{escape(text)}</div>'
+
+
+def heading(sources):
+    """The page's title, and a line for each (name, description)."""
+    lines = "".join(f'<div class="sit-small"><b>{escape(name)}</b>: {escape(text)}</div>' for name, text in sources)
+    return f'<h1 class="sit-title">SiT</h1>{lines}'
 
 
 def film(frames, caption, alt):
@@ -104,7 +81,9 @@ def results(cards):
     slider = ""
     if frames > 1:
         moving = f'type="range" min="0" max="{frames - 1}" value="{frames - 1}" step="1" oninput="{SLIDE}"'
-        slider = f'<label class="sit-slider"><span>noise</span><input aria-label="trajectory" {moving}><span>image</span></label>'
+        slider = (
+            f'<label class="sit-slider"><span>noise</span><input aria-label="trajectory" {moving}><span>image</span></label>'
+        )
     inside = "".join(_card(card) for card in cards)
     return f'<div class="sit-results" style="--frame:{max(0, frames - 1)}">{slider}<div class="sit-cards">{inside}</div></div>'
 
@@ -123,6 +102,6 @@ def image_results(cards, guided):
             body = f'<div class="sit-row">{pictures}</div>{bits}<ul class="sit-small">{facts}</ul>{told}'
         sections.append(f'<section class="sit-card"><h3>{escape(card.title)}</h3>{body}</section>')
     note = "The likelihood is that of the model itself: a guided flow has no density that its network knows."
-    note += " The way to noise and back is guided as set above; the likelihood is not." if guided else ""
+    note += " The way to noise and back is guided as set; the likelihood is not." if guided else ""
     inside = f'<p class="sit-small">{note}</p><div class="sit-cards">{"".join(sections)}</div>'
     return f'<div class="sit-results" style="--frame:0">{inside}</div>'

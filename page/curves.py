@@ -7,7 +7,7 @@ import torch
 from common.errors import as_usage_error
 from transport import DIFFUSION_FORMS
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 480, 220, 46, 12, 26, 34
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 220, 42, 12, 26, 34
 
 
 def curves(plan, norm, points=241):

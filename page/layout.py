@@ -1,4 +1,4 @@
-"""The page in gradio: fields, buttons and what they call. All results are HTML with pictures inside, so that no file is served."""
+"""The page in gradio: fields, buttons and what they call. Results are HTML with pictures inside: no file is served."""
 
 import traceback
 from functools import partial
@@ -97,7 +97,7 @@ def _what(page):
     first = page.sources[0]
     count = first.pipe.recipe.num_classes
     names = [(first.class_name(label), label) for label in range(count)]
-    page.field("labels", gr.Dropdown(names, value=list(range(min(4, count))), multiselect=True, label="Classes"))
+    page.field("labels", gr.Dropdown(names, value=list(range(min(3, count))), multiselect=True, label="Classes"))
     with gr.Row():
         page.field("pictures", gr.Number(1, precision=0, label="Pictures of each", min_width=110))
         page.field("seed", gr.Number(0, precision=0, label="Seed", min_width=110))
@@ -111,12 +111,12 @@ def _what(page):
 
 def _how(page):
     guided = any(source.pipe.recipe.null_class is not None for source in page.sources)
-    with gr.Accordion("Guidance", open=True):
+    with gr.Accordion("Guidance", open=False):
         info = "1 is none" if guided else "trained without a null class: only 1 is possible"
         page.field("guidance", gr.Number(2.5 if guided else 1, label="Scale", info=info, interactive=guided))
         with gr.Row():
-            page.field("low", gr.Slider(0, 1, 0, step=0.01, label="From time", min_width=110))
-            page.field("high", gr.Slider(0, 1, 1, step=0.01, label="Up to time", min_width=110))
+            page.field("low", gr.Number(0, step=0.05, label="From time", info="0 is noise", min_width=110))
+            page.field("high", gr.Number(1, step=0.05, label="Up to time", info="1 is data", min_width=110))
         page.field("channels", gr.Radio(["3", "all"], value="all", label="Channels", info="published numbers: 3"))
     with gr.Accordion("ODE", open=False), gr.Row():
         page.field("ode_method", gr.Dropdown(list(ODE_METHODS), value="dopri5", label="Method", min_width=110))
@@ -124,7 +124,7 @@ def _how(page):
 
 
 def _noise(page):
-    with gr.Accordion("SDE", open=True):
+    with gr.Accordion("SDE, and its D(t)", open=False, elem_id="sde"):
         with gr.Row():
             page.field("sde_method", gr.Dropdown(list(SDE_METHODS), value="Euler", label="Method", min_width=110))
             page.field("sde_steps", gr.Number(60, precision=0, label="Steps", min_width=110))
@@ -134,7 +134,7 @@ def _noise(page):
         with gr.Row():
             last = page.field("last_step", gr.Dropdown(list(LAST_STEPS), value="Mean", label="Last step", min_width=110))
             size = page.field("last_step_size", gr.Number(0.04, step=0.01, label="Its size", min_width=110))
-        plot = gr.HTML(page.plot("sigma", 1, "Mean", 0.04), elem_id="plot")
+        plot = gr.HTML(page.plot("sigma", 1, "Mean", 0.04), elem_id="plot", padding=False)
     inputs = [form, norm, last, size]
     for entry in inputs:
         entry.change(page.plot, inputs, plot, trigger_mode="always_last", **DIRECT)
@@ -145,7 +145,7 @@ def _results(page):
         with gr.Row():
             go = gr.Button("Draw", variant="primary", elem_id="draw")
             stop = gr.Button("Cancel", elem_id="cancel")
-        out = gr.HTML("<p class='sit-small'>Pictures come here.</p>", elem_id="results", min_height=160)
+        out = gr.HTML("<p class='sit-small'>Pictures come here.</p>", elem_id="results", min_height=160, padding=False)
         fields = list(page.fields.values())
         drawing = go.click(page.draw, fields, out, **QUEUE)
         stop.click(page.cancel, None, out, cancels=[drawing], **DIRECT)
@@ -159,7 +159,7 @@ def _results(page):
         with gr.Row():
             go = gr.Button("Encode", variant="primary", elem_id="encode")
             stop = gr.Button("Cancel", elem_id="cancel-encode")
-        out = gr.HTML("<p class='sit-small'>The image comes here.</p>", elem_id="encoded", min_height=160)
+        out = gr.HTML("<p class='sit-small'>The image comes here.</p>", elem_id="encoded", min_height=160, padding=False)
         encoding = go.click(page.encode, [file, label, *fields], out, **QUEUE)
         stop.click(page.cancel, None, out, cancels=[encoding], **DIRECT)
 
@@ -168,13 +168,13 @@ def build(sources, visits):
     """The gradio Blocks of these checkpoints."""
     page = Page(sources, visits)
     with gr.Blocks(title="SiT", analytics_enabled=False) as blocks:
-        gr.Markdown("# SiT\n" + "\n".join(f"- `{source.name}`: {describe(source)}" for source in sources))
+        gr.HTML(cards.heading([(source.name, describe(source)) for source in sources]), padding=False)
         with gr.Row():
-            with gr.Column(scale=1, min_width=320):
+            with gr.Column(scale=2, min_width=300):
                 _what(page)
                 _how(page)
                 _noise(page)
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(scale=5, min_width=300):
                 _results(page)
         blocks.unload(page.leave)
     blocks.queue(default_concurrency_limit=1, max_size=64)
@@ -190,7 +190,9 @@ def describe(source):
 
 def theme():
     """Fonts of the visitor's own system: the page asks nobody else for any."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    fonts = dict(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    darker = dict(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600")  # its own is hard to read
+    return gr.themes.Default(**fonts).set(**darker, body_text_color_subdued_dark="*neutral_300")
 
 
 launching = partial(dict, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False, show_error=False, footer_links=[])

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 from common.errors import UsageError, UserError
 
@@ -65,10 +66,12 @@ def start(sources, visits, host, port):
     """Serve the page; returns its address. Raises UserError where it does not come up."""
     from starlette.middleware import Middleware
 
-    from . import cards, layout
+    from . import layout
 
     blocks = layout.build(sources, visits)
-    settings = layout.launching(server_name=f"[{host}]" if ":" in host else host, server_port=port, css=cards.CSS)
+    settings = layout.launching(
+        server_name=f"[{host}]" if ":" in host else host, server_port=port, css_paths=Path(__file__).with_name("page.css")
+    )
     settings |= dict(theme=layout.theme(), max_file_size=layout.UPLOAD, run_history=False, enable_monitoring=False)
     try:
         blocks.launch(app_kwargs=dict(middleware=[Middleware(Guard)]), **settings)
