@@ -59,8 +59,7 @@ def _card(card):
     if card.error:
         return f'<section class="sit-card">{head}{message(card.error)}</section>'
     parts = [head, f'<div class="sit-small sit-calls">{_calls(card)}</div>']
-    if card.note:
-        parts.append(f'<div class="sit-small">{escape(card.note)}</div>')
+    parts += [f'<div class="sit-small">{escape(note)}</div>' for note in card.notes]
     times = "".join(f"<span>t = {time:.3f}</span>" for time in card.times)
     if len(card.times) > 1:
         parts.append(f'<div class="sit-times"><div>{times}</div></div>')

@@ -13,7 +13,7 @@ from transport import SolverError
 
 from .words import command, library, library_of_image
 
-MOST_PIXELS = 8_000_000  # of all strips of one answer, so that a page stays some tens of megabytes
+MOST_PIXELS = 16_000_000  # of all strips of one answer, so that a page stays some tens of megabytes
 EVERY = 0.2  # seconds between two words of progress
 
 
@@ -85,7 +85,7 @@ class Card:
     calls: int = 0
     seconds: float = 0.0
     more_calls: int = 0  # for what the network expects
-    note: str = None
+    notes: list = field(default_factory=list)
     error: str = None
     command: str = None
     library: str = None
@@ -149,8 +149,11 @@ def _card(source, first, mode, choices, frames, meter):
         expected = expected_data(pipe, states, card.times, labels, choices.guidance)
         card.expected, card.more_calls = np.stack([pipe.decode(x) for x in expected]), pipe.calls - card.calls
     card.command, card.library = command(source, choices, mode, own), library(source, choices, mode, own)
+    if frames < choices.frames:
+        card.notes.append(f"{frames} frames instead of {choices.frames}: more would make the page too large")
     if source.pipe.latent_shape != first.pipe.latent_shape:
-        card.note = f"its latents are {source.pipe.latent_shape}, not {first.pipe.latent_shape}: the same seed is other noise"
+        shapes = f"{source.pipe.latent_shape}, not {first.pipe.latent_shape}"
+        card.notes.append(f"its latents are {shapes}: the same seed is other noise")
     return card
 
 
@@ -211,5 +214,5 @@ def encode(sources, choices, file, label, first, check=bool, say=lambda share, l
         try:
             cards.append(_image_card(source, first, file, label, choices, Meter(check, say, len(cards), len(sources))))
         except (UserError, SolverError) as error:
-            cards.append(ImageCard(source.name, error=str(error)))
+            cards.append(ImageCard(source.name, error=str(error).replace(str(file), file.name)))  # not where it lies
     return cards

@@ -1,9 +1,9 @@
 """The page on a port: what is served, to whom, and how it ends."""
 
 import os
-import shutil
 import socket
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from common.errors import UsageError, UserError
@@ -49,16 +49,14 @@ def check_port(host, port):
 
 def prepare(host):
     """Set what gradio reads when it is imported: no analytics, uploads in a folder that goes with the process, and its look at
-    the page that it has started not through a proxy. Returns the folder. Raises UserError without gradio."""
+    the page that it has started not through a proxy. Returns the folder. Raises UserError without gradio, which takes seconds
+    to import: that comes when the checkpoints are there."""
+    if find_spec("gradio") is None:
+        raise UserError("the page needs gradio: pip install -r requirements-extra.txt")
     folder = tempfile.mkdtemp(prefix="sit-app-")
     os.environ |= dict(GRADIO_ANALYTICS_ENABLED="False", GRADIO_TEMP_DIR=folder, HF_HUB_DISABLE_TELEMETRY="1")
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", host)))
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"the page needs gradio ({error}): pip install -r requirements-extra.txt") from error
     return folder
 
 
