@@ -4,7 +4,6 @@ from html import escape
 
 import torch
 
-from common.errors import as_usage_error
 from transport import DIFFUSION_FORMS
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 220, 42, 12, 26, 34
@@ -34,8 +33,7 @@ def _line(t, values, top, style):
 
 def plot(path, plan, form, norm, last):
     """An SVG. path: the word of the plan; last: the time at which the last step begins."""
-    with as_usage_error():
-        t, values = curves(plan, norm)
+    t, values = curves(plan, norm)
     top = top_of(values, form)
     right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts = [f'<clipPath id="sit-plot"><rect x="{LEFT}" y="{TOP}" width="{right - LEFT}" height="{floor - TOP}"/></clipPath>']
@@ -54,10 +52,10 @@ def plot(path, plan, form, norm, last):
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}" class="sit-svg">{"".join(parts)}</svg>'
 
 
-def plots(sources, form, norm, last_step, last_step_size):
-    """The plot of each path that the checkpoints have, and a line that says what else is in it."""
+def plots(sources, sde):
+    """The plot of each path that the checkpoints have, for an SDE, and a line that says what else is in it."""
     plans = {source.pipe.transport.settings.path_type: source.pipe.transport.path_sampler for source in sources}
-    last = 1 - last_step_size if last_step != "None" else 1.0
-    drawn = "".join(plot(path, plan, form, norm, last) for path, plan in plans.items())
-    others = ", ".join(other for other in DIFFUSION_FORMS if other != form)
+    last = 1 - sde.last_step_size if sde.last_step != "None" else 1.0
+    drawn = "".join(plot(path, plan, sde.form, sde.norm, last) for path, plan in plans.items())
+    others = ", ".join(other for other in DIFFUSION_FORMS if other != sde.form)
     return f'<div class="sit-plots">{drawn}</div><p class="sit-small">Faint: {others}. Dotted: where the last step begins.</p>'

@@ -7,6 +7,7 @@ from pathlib import Path
 import gradio as gr
 
 from common.errors import UserError
+from inference import SDE
 from transport import DIFFUSION_FORMS, LAST_STEPS, ODE_METHODS, SDE_METHODS
 
 from . import cards
@@ -76,8 +77,8 @@ class Page:
     def plot(self, form, norm, last_step, last_step_size):
         def make():
             values = dict(norm=norm, last_step_size=last_step_size)
-            size = number(values, "last_step_size")
-            return plots(self.sources, form, number(values, "norm"), last_step, size)
+            numbers = {name: number(values, name) for name in values}
+            return plots(self.sources, SDE(form=form, last_step=last_step, **numbers))
 
         return answer(make)
 

@@ -85,9 +85,9 @@ def open_part(page, title):
 
 
 def draw(page, wait=DONE):
-    page.evaluate("document.querySelector('#results').querySelectorAll('.sit-card, .sit-error').forEach(e => e.remove())")
+    page.eval_on_selector_all(DONE, "old => old.forEach(each => each.classList.add('old'))")
     page.click("#draw")
-    page.wait_for_selector(wait, timeout=60000)
+    page.wait_for_selector(", ".join(f"{each}:not(.old)" for each in wait.split(", ")), timeout=60000)
 
 
 def strips(page, kind="state", where="#results"):
@@ -114,7 +114,7 @@ def test_draw_slide_and_copy(page, tmp_path, capsys):
         return box["y"] - page.locator("#results .sit-state .sit-film").first.bounding_box()["y"]
 
     assert top() == pytest.approx(-15 * 96, abs=1)
-    page.get_by_label("trajectory").fill("0")
+    page.get_by_role("slider", name="trajectory", exact=True).fill("0")
     assert top() == pytest.approx(0, abs=1)
     page.locator("#results summary").first.click()
     words = page.locator("#results .sit-code").first.inner_text().split()
