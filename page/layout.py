@@ -135,7 +135,7 @@ def _noise(page):
         with gr.Row():
             last = page.field("last_step", gr.Dropdown(list(LAST_STEPS), value="Mean", label="Last step", min_width=110))
             size = page.field("last_step_size", gr.Number(0.04, step=0.01, label="Its size", min_width=110))
-        plot = gr.HTML(page.plot("sigma", 1, "Mean", 0.04), elem_id="plot", padding=False)
+        plot = gr.HTML(page.plot("sigma", 1, "Mean", 0.04), elem_id="plot", padding=False, elem_classes="sit-block")
     inputs = [form, norm, last, size]
     for entry in inputs:
         entry.change(page.plot, inputs, plot, trigger_mode="always_last", **DIRECT)
@@ -146,7 +146,13 @@ def _results(page):
         with gr.Row():
             go = gr.Button("Draw", variant="primary", elem_id="draw")
             stop = gr.Button("Cancel", elem_id="cancel")
-        out = gr.HTML("<p class='sit-small'>Pictures come here.</p>", elem_id="results", min_height=160, padding=False)
+        out = gr.HTML(
+            "<p class='sit-small'>Pictures come here.</p>",
+            elem_id="results",
+            min_height=160,
+            padding=False,
+            elem_classes="sit-block",
+        )
         fields = list(page.fields.values())
         drawing = go.click(page.draw, fields, out, **QUEUE)
         stop.click(page.cancel, None, out, cancels=[drawing], **DIRECT)
@@ -160,7 +166,13 @@ def _results(page):
         with gr.Row():
             go = gr.Button("Encode", variant="primary", elem_id="encode")
             stop = gr.Button("Cancel", elem_id="cancel-encode")
-        out = gr.HTML("<p class='sit-small'>The image comes here.</p>", elem_id="encoded", min_height=160, padding=False)
+        out = gr.HTML(
+            "<p class='sit-small'>The image comes here.</p>",
+            elem_id="encoded",
+            min_height=160,
+            padding=False,
+            elem_classes="sit-block",
+        )
         encoding = go.click(page.encode, [file, label, *fields], out, **QUEUE)
         stop.click(page.cancel, None, out, cancels=[encoding], **DIRECT)
 
@@ -169,7 +181,7 @@ def build(sources, visits):
     """The gradio Blocks of these checkpoints."""
     page = Page(sources, visits)
     with gr.Blocks(title="SiT", analytics_enabled=False) as blocks:
-        gr.HTML(cards.heading([(source.name, describe(source)) for source in sources]), padding=False)
+        gr.HTML(cards.heading([(source.name, describe(source)) for source in sources]), padding=False, elem_classes="sit-block")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 _what(page)

@@ -239,6 +239,8 @@ def test_no_file_is_served(served, trained, tmp_path):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"{served}/{route}{path}", timeout=10)
             assert refused.value.code in (403, 404, 405), (route, path)
+            if "file" in route:
+                assert refused.value.read() == b"this page serves no files\n"
 
 
 def test_ctrl_c_ends_it_at_once_and_several_checkpoints_are_side_by_side(chromium, trained, tmp_path):
