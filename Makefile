@@ -1,5 +1,6 @@
 # make demo   trains a small SiT on handwritten digits and draws some: see demo/
 # make test   runs the tests
+# make app    opens a page on the demo's model
 # Both make .venv first; PYTHON and VENV choose another interpreter or place, DEMO and PRECISION another demo.
 
 PYTHON ?= python3
@@ -14,7 +15,11 @@ QUIET := OMP_WAIT_POLICY=PASSIVE
 # A process of tests for each core; those of a file stay together, with what they make once.
 SHARED := -n auto --maxprocesses 8 --dist loadfile
 
+<<<<<<< HEAD
 .PHONY: install extra demo demo-train demo-samples ladder test test-slow test-gpu test-slurm test-browser lint clean
+=======
+.PHONY: install extra demo demo-train demo-samples app test test-slow test-gpu test-slurm test-browser lint clean
+>>>>>>> 6df19026fe529a1d86a185a4dff80f399db94c4b
 
 install: $(VENV)/installed
 
@@ -51,9 +56,18 @@ demo-samples: install
 	$(BIN)/python sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 --precision $(PRECISION) \
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
 
+<<<<<<< HEAD
 # The paper's design ladder on the same digits; goes on where it was stopped.
 ladder: install
 	$(QUIET) $(BIN)/python experiments/ladder.py --page docs/ladder.md
+=======
+# On the newest checkpoint; looked for first, since what the page needs takes a while to install.
+app:
+	@ls $(DEMO)/results/000-*/checkpoints/*.pt > /dev/null 2>&1 || \
+	  { echo "make app: there is no model in $(DEMO)/results; run make demo first" >&2; exit 1; }
+	@$(MAKE) --no-print-directory extra
+	@exec $(BIN)/python app.py --ckpt "$$(ls -v $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1)"
+>>>>>>> 6df19026fe529a1d86a185a4dff80f399db94c4b
 
 test: install
 	$(QUIET) $(BIN)/python -m pytest $(SHARED) -m "not slow and not slurm and not gpu and not browser"

@@ -49,6 +49,10 @@ class ODE:
         """transport's Sampler on the path."""
         return sampler_on(self.path, pipeline)
 
+    def times(self, pipeline):
+        """Times of a trajectory's states, noise first, a list."""
+        return self.sampler(pipeline).ode_times(self.method, self.num_steps).tolist()
+
     def sampling(self, pipeline, randn, **more):
         """fn(z, model, y=labels) -> states, of transport's Sampler. more: edges, reverse, trajectory, on_step."""
         return self.sampler(pipeline).sample_ode(**self.settings, **more)
@@ -89,6 +93,12 @@ class SDE:
         from .velocity_loss import loss_of
 
         return PenalisedKL(self.eta, transport.loss_of_path(loss_of(pipeline, self.loss)))
+
+    def times(self, pipeline):
+        """Times of a trajectory's states, noise first, a list."""
+        sampler = sampler_on(self.path, pipeline)
+        form = self.diffusion(pipeline, sampler.transport)
+        return sampler.sde_times(form, self.last_step, self.last_step_size, self.num_steps).tolist()
 
     def sampling(self, pipeline, randn, **more):
         """fn(z, model, y=labels) -> states, of transport's Sampler. randn(x): its noise. more: edges, trajectory, on_step."""

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-SCRIPTS = ("train", "sample", "sample_ddp", "evaluate", "encode_latents", "export", "measure_loss", "reconstruct_ema", "sweep")
+SCRIPTS = ("train", "sample", "sample_ddp", "evaluate", "encode_latents", "export", "measure_loss", "reconstruct_ema")
+SCRIPTS += ("sweep", "app")
 
 
 def subparsers(parser):

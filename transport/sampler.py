@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .integrators import integrate_ode, integrate_sde
+from .integrators import integrate_ode, integrate_sde, points
 from .likelihood import divergence, standard_normal_logp
 from .path import expand_t
-from .solvers import LAST_STEPS, check_ode, check_sde
+from .solvers import ADAPTIVE, LAST_STEPS, ODE_METHODS, check_ode, check_sde
 
 
 def _rademacher(x, num_probes):
@@ -55,7 +55,7 @@ class Flow:
 
     def data(self, x, t):
         """E[x1 | x]"""
-        return self.plan.get_data_from_velocity(self.velocity(x, t), x, t)
+        return self.transport.predict_data(self.model, x, t, self.model_kwargs)
 
 
 class Sampler:
@@ -110,6 +110,18 @@ class Sampler:
             return self._ended(states if trajectory else [states], t1)
 
         return sample
+
+    def ode_times(self, sampling_method="dopri5", num_steps=50):
+        """Times of the states that sample_ode gives with trajectory, float64 (num_steps,), noise first."""
+        shift = 1 if ODE_METHODS[sampling_method] == ADAPTIVE else self.transport.settings.time_shift
+        return points(*self.transport.ode_interval, num_steps, shift, torch.zeros((), dtype=torch.float64))
+
+    def sde_times(self, diffusion_form="SBDM", last_step="Mean", last_step_size=0.04, num_steps=250):
+        """Times of the states that sample_sde gives with trajectory, float64 (num_steps,), or one more with a last step."""
+        h = last_step_size if LAST_STEPS[str(last_step)] else 0.0
+        t0, t1 = self.transport.sde_interval(diffusion_form, h)
+        times = points(t0, t1, num_steps, self.transport.settings.time_shift, torch.zeros((), dtype=torch.float64))
+        return torch.cat([times, times[-1:] + h]) if LAST_STEPS[str(last_step)] else times
 
     def _ended(self, states, t1):
         """States of which the last is in the size that it is returned in."""

@@ -153,6 +153,10 @@ class Transport:
         """v at x and t from one network call; regular also where the score is not."""
         return self.prediction.velocity(self._ask(model, x, t, model_kwargs), x, t)
 
+    def predict_data(self, model, x, t, model_kwargs):
+        """E[x1 | x], what the network expects the data to be at x and t, from one network call."""
+        return self.path_sampler.get_data_from_velocity(self.predict_velocity(model, x, t, model_kwargs), x, t)
+
     def _ask(self, model, x, t, model_kwargs):
         output = model(*self.prediction.inputs(x, t), **model_kwargs)
         if output.shape != x.shape:
