@@ -35,13 +35,23 @@ demo: install demo-train demo-samples
 
 # 1,400 steps of a 1.9 M parameter model; the same command again starts a new run.
 demo-train: install
+	@echo
+	@echo "1 of 3: training. A small SiT, of 1.9 million parameters, learns to turn noise into handwritten digits, from 5,000 of"
+	@echo "MNIST's. It takes 1,400 steps of 128 digits each: four to seven minutes on two cores. \"Train Loss\" falls from about"
+	@echo "1.9 to 1.2 and can come no lower than what noise leaves open; \"Time Left\" ends each line. Every 200 steps it draws"
+	@echo "16 digits, for you to look at: $(DEMO)/results/000-*/samples/"
+	@echo
 	rm -rf $(DEMO)
 	$(BIN)/python train.py $(DIGITS) --model SiT-T/2 --results-dir $(DEMO)/results --max-steps 1400 \
 	  --global-batch-size 128 --lr 2e-3 --warmup-steps 100 --lr-schedule cosine --grad-clip 1 --ema-decay 0.998 \
-	  --cfg-scale 2 --log-every 50 --sample-every 500 --num-workers 1 --precision $(PRECISION)
+	  --cfg-scale 2 --log-every 50 --sample-every 200 --num-workers 1 --precision $(PRECISION)
 
 # Sample i is of class i mod 10, so 200 samples are 20 of each digit.
 demo-samples: install
+	@echo
+	@echo "2 of 3: drawing 200 digits, 20 of each, by the ODE, which turns noise into a digit without further chance, and by the SDE,"
+	@echo "which adds fresh noise on its way: about a minute. Then ten digits on their way from noise, as an animation."
+	@echo
 	ckpt=$$(ls -v $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1); \
 	for mode in "ODE --sampling-method dopri5" "SDE --num-sampling-steps 60"; do \
 	  $(BIN)/python sample_ddp.py $$mode --ckpt $$ckpt $(GUIDANCE) --class-labels 0 1 2 3 4 5 6 7 8 9 \
