@@ -80,7 +80,7 @@ def test_neighbours_of_one_class_share_a_name():
     strips = [pixels[top : layout.corner(2)[1] - 2].min(-1) < 128 for pixels in (apart, together)]
     assert [strip[:, :100].any() for strip in strips] == [False, False] and strips[0][:, 110:150].any()
     middle = np.nonzero(strips[1])[1].mean()
-    assert abs(middle - layout.size[0] / 2) < 3
+    assert abs(middle - layout.size[0] / 2) < 3 and not strips[1][:, :200].any()
     assert (apart[layout.corner(2)[1] :] == together[layout.corner(2)[1] :]).all()
 
 
