@@ -52,13 +52,14 @@ demo-samples: install
 	@echo "2 of 3: drawing 200 digits, 20 of each, by the ODE, which turns noise into a digit without further chance, and by the SDE,"
 	@echo "which adds fresh noise on its way: about a minute. Then ten digits on their way from noise, as an animation."
 	@echo
-	ckpt=$$(ls -v $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1); \
+	@ckpt=$$(ls -v $(DEMO)/results/000-*/checkpoints/*.pt | tail -n 1); \
+	run() { echo "python $$*"; $(BIN)/python "$$@"; }; \
 	for mode in "ODE --sampling-method dopri5" "SDE --num-sampling-steps 60"; do \
-	  $(BIN)/python sample_ddp.py $$mode --ckpt $$ckpt $(GUIDANCE) --class-labels 0 1 2 3 4 5 6 7 8 9 \
+	  run sample_ddp.py $$mode --ckpt $$ckpt $(GUIDANCE) --class-labels 0 1 2 3 4 5 6 7 8 9 \
 	    --num-fid-samples 200 --per-proc-batch-size 100 --no-png --sample-dir $(DEMO)/samples \
 	    --precision $(PRECISION) || exit 1; \
 	done; \
-	$(BIN)/python sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 --precision $(PRECISION) \
+	run sample.py ODE --ckpt $$ckpt $(GUIDANCE) --sampling-method heun --num-sampling-steps 40 --precision $(PRECISION) \
 	  --out $(DEMO)/digits.png --trajectory $(DEMO)/trajectory.gif
 
 test: install

@@ -18,7 +18,7 @@ from common.checkpoint import load_checkpoint
 from demo_pictures import curve, data_uri, film, png, strip
 from digit_classifier import features
 from inference import ODE, SDE, Guidance, Pipeline
-from inference.pictures import Layout
+from inference.pictures import Layout, grid
 from train import make_parser
 from training.monitor import SAMPLES
 from training.run_folder import METRICS, by_step
@@ -83,13 +83,14 @@ def pictures_while_training(run, size, classifier):
     for file in sorted((run / "samples").glob("*.png")):
         step, layout, note = int(file.stem), Layout(SAMPLES, *size, columns=4, named=True), ""
         with Image.open(file) as picture:
-            if picture.size == layout.size:  # not one that an earlier version drew
-                right = int((classifier.predict(features(layout.cut(picture))) == labels).sum())
+            if drawn_so := picture.size == layout.size:  # and not as an earlier version did
+                images = layout.cut(picture)
+                right = int((classifier.predict(features(images)) == labels).sum())
                 shares.append((step, right / SAMPLES))
                 note = f": {right} of {SAMPLES} recognised"
+        source = png(np.asarray(grid(images, 4))) if drawn_so else data_uri(file.read_bytes())  # names would be too small here
         shown.append(
-            f'<figure><img src="{data_uri(file.read_bytes())}" alt="samples at step {step}">'
-            f"<figcaption>step {step:,}{note}</figcaption></figure>"
+            f'<figure><img src="{source}" alt="samples at step {step}"><figcaption>step {step:,}{note}</figcaption></figure>'
         )
     return "".join(shown), shares
 
@@ -205,8 +206,9 @@ def write_page(folder, run, judged, classifier, accuracy, real_diversity):
         ),
         charts=curves(rows, shares),
         while_training=(
-            f"The same noise and classes each time, drawn by the ODE with guidance {content['args']['cfg_scale']:g} from the "
-            "moving average of the weights, which at first still remembers their random beginning."
+            f"The same noise and classes each time, 0 to 9 and again 0 to 5, drawn by the ODE from the moving average of the "
+            "weights, which at first still remembers their random beginning. Their guidance is another than above "
+            f"({content['args']['cfg_scale']:g}, of three channels alone), and so is the share that is recognised."
         ),
         steps=steps,
         count=len(judged[0].images),
