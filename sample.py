@@ -37,7 +37,7 @@ def labels_from(args, recipe):
 
 def generate(args, pipe, settings):
     """Draw samples and save their picture."""
-    from inference.pictures import save_gif, save_picture
+    from inference.pictures import class_names, save_gif, save_picture
 
     labels = labels_from(args, pipe.recipe)
     pipe.check_classes(labels)
@@ -45,12 +45,13 @@ def generate(args, pipe, settings):
     states = pipe.draw(labels, seed=args.seed, trajectory=bool(args.trajectory), **settings)
     seconds = time.time() - started
     columns = args.num_samples_per_class if args.num_samples_per_class > 1 else min(4, len(labels))
-    save_picture(pipe.decode(states[-1]), args.out, columns)
+    names = class_names(pipe.recipe, labels)
+    save_picture(pipe.decode(states[-1]), args.out, columns, names)
     print(f"{args.out}: {len(labels)} samples, {pipe.calls} network calls, {seconds:.1f} s")
     if args.trajectory:
         last, frames = len(states) - 1, min(40, len(states))
         picked = sorted({round(i * last / max(1, frames - 1)) for i in range(frames)})
-        save_gif([pipe.decode(states[i]) for i in picked], args.trajectory, columns)
+        save_gif([pipe.decode(states[i]) for i in picked], args.trajectory, columns, names)
         print(f"{args.trajectory}: {len(picked)} of {len(states)} states")
 
 
@@ -70,7 +71,7 @@ def encode(args, pipe, dataset, indices, settings):
     """Run the ODE from images to noise and back: save the encodings, and a picture of both ends."""
     import numpy as np
 
-    from inference.pictures import save_picture
+    from inference.pictures import class_names, save_picture
 
     images, labels = dataset.batch(indices)
     images = images.permute(0, 2, 3, 1)
@@ -79,7 +80,8 @@ def encode(args, pipe, dataset, indices, settings):
     file = Path(args.out).with_suffix(".npz")
     np.savez(file, z=z.cpu().numpy(), labels=labels.numpy(), names=np.array([dataset.name(i) for i in indices]))
     pairs = np.stack([images.numpy(), pipe.decode(back)], 1)
-    save_picture(pairs.reshape(-1, *pairs.shape[2:]), args.out, columns=8)
+    names = class_names(pipe.recipe, labels.repeat_interleave(2))
+    save_picture(pairs.reshape(-1, *pairs.shape[2:]), args.out, columns=8, names=names)
     error = (back - pipe.to_latents(images)).square().mean().sqrt().item()
     print(f"{file}: encodings z {tuple(z.shape)}, mean {z.mean():.3f}, std {z.std():.3f}")
     print(f"{args.out}: each image beside its way to noise and back, which changed the latents by {error:.1e} (rms)")

@@ -15,7 +15,7 @@ from common.checkpoint import WEIGHTS_FILE, file_hash, save_checkpoint
 from common.errors import UserError
 from common.recipe import TRANSPORT
 
-from .pictures import save_picture
+from .pictures import class_names, save_picture
 from .settings import ODE, Guidance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +69,7 @@ def write_folder(pipe, folder, samples, weights="ema"):
     scale = SAMPLE["scale"] if pipe.recipe.null_class is not None else 1.0
     if labels:
         images = pipe.sample(labels, solver=SAMPLE["solver"], guidance=Guidance(scale))
-        save_picture(images, folder / "samples.png", columns=min(4, samples))
+        save_picture(images, folder / "samples.png", columns=4, names=class_names(pipe.recipe, labels))
     (folder / "README.md").write_text(card(pipe, labels, scale, weights), **ANY_TEXT)  # names of classes are names of folders
 
 

@@ -18,13 +18,9 @@ FLOORS = [
     {"training", "page"},
     {"train_utils"},
     {"sample_utils"},
-<<<<<<< HEAD
     {"experiments"},
-    {"train", "sample", "sample_ddp", "evaluate", "encode_latents", "export", "measure_loss", "reconstruct_ema", "sweep"},
-=======
     {"train", "sample", "sample_ddp", "evaluate", "encode_latents", "export"}
     | {"measure_loss", "reconstruct_ema", "sweep", "app"},
->>>>>>> 6df19026fe529a1d86a185a4dff80f399db94c4b
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()

@@ -11,6 +11,7 @@ from cli import call, launch, one_line
 from common.checkpoint import load_checkpoint
 from data.autoencoder import load_autoencoder
 from inference import ODE, Pipeline
+from inference.pictures import Layout
 from pictures import write_folders
 
 SHAPES = {"32x64": ["--image-size", "32x64"], "grey": ["--image-size", 16, "--channels", 1]}
@@ -48,7 +49,8 @@ def test_it_is_trained_and_its_pictures_have_the_shape(run):
         assert (images == images[..., :1]).all()
     with Image.open(path.parents[1] / "samples" / "0000004.png") as picture:
         height, width = size(name)
-        assert picture.size == (4 * (width + 2) + 2, 4 * (height + 2) + 2)
+        layout = Layout(16, height, width, columns=4, named=True)
+        assert picture.size == layout.size and layout.scale == (2 if name == "32x64" else 11)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from cli import DIGITS, ENV, call, command, launch
 from common.checkpoint import load_checkpoint
 from models import SiT_models
 from train import make_parser
+from training.monitor import Monitor
 
 SMALL = [*DIGITS, "--vae", "none", "--model", "SiT-T/8", "--global-batch-size", 16, "--num-workers", 0, "--lr", 1e-3]
 
@@ -66,13 +68,27 @@ def test_a_run_leaves_log_checkpoint_curve_and_samples(trained):
     assert re.search(r"\(step=0000004\) Train Loss: \d\.\d{4}, Train Steps/Sec: \d+\.\d\d, Images/Sec", log)
     assert re.search(r"matrix products reach [\d.]+ TFLOP/s; steps 0 to 6", log)
     assert len(re.findall(r"Share of Peak: \d+%", log)) == 3
+    assert re.search(r"\(step=0000002\).*, Waited for Data: \d+%, Time Left: 0:00:\d\d\n", log)
+    assert re.search(r"\(step=0000006\).*, Time Left: 0:00:00\n", log)
     assert "Done at step 6" in log
     assert list(losses(run)) == [2, 4, 6]
     assert Image.open(run / "loss.png").size[0] > 300
-    assert Image.open(run / "samples" / "0000006.png").size == (4 * 34 + 2, 4 * 34 + 2)
+    assert Image.open(run / "samples" / "0000006.png").size == (4 * 162 + 2, 4 * (162 + 25) + 2)
     content = load_checkpoint(trained)
     assert {"model", "ema", "opt", "args", "step", "recipe"} <= content.keys() and content["step"] == 6
     assert content["args"]["model"] == "SiT-T/8" and content["recipe"]["classes"] == [str(i) for i in range(10)]
+
+
+def test_the_time_left_is_that_of_the_last_ten_reports_pace(monkeypatch):
+    """Without the first one, in which a run warms up."""
+    clock, left = [0.0], []
+    monkeypatch.setattr("training.monitor.time.time", lambda: clock[0])
+    monitor = Mock(marks=[(100, 0.0)], run=Mock(total_steps=10_000))
+    for report in range(1, 25):
+        clock[0] += 500 if report == 1 else 50 if report < 14 else 100
+        left.append(Monitor._time_left(monitor, 100 + 100 * report))
+    assert left[:3] == ["13:36:40", "1:20:50", "1:20:00"]  # 9,800 steps of 5 s; 9,700 of half a second, 9,600
+    assert left[23] == "2:05:00"  # 7,500 steps of a second
 
 
 def test_continuing_is_the_uninterrupted_run(trained, tmp_path):

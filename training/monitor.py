@@ -10,7 +10,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from common.machine import matrix_peak, precision_warning
 from inference import ODE, Guidance
-from inference.pictures import save_picture
+from inference.pictures import class_names, save_picture
 from transport import SolverError
 
 from .costs import step_flops
@@ -75,6 +75,7 @@ class Monitor:
         if warning := precision_warning(world.device, run.precision, self.peak):
             self.log(f"WARNING: {warning}")
         self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
+        self.marks = [(step, self.logged_time)]
         if world.is_main:
             count = sum(p.numel() for p in trainer.trained)
             self.log(f"Run folder {self.folder.path}")
@@ -146,7 +147,7 @@ class Monitor:
                 f"Images/Sec: {values['images_per_second']:.1f}, Share of Peak: {values['share_of_peak']:.0%}, "
                 f"Grad Norm: {values['grad_norm']:.3f}, LR: {lr:.2e}, "
                 f"Epoch: {step * self.flags.global_batch_size / len(self.run.dataset):.2f}, "
-                f"Waited for Data: {self.waited / seconds:.0%}"
+                f"Waited for Data: {self.waited / seconds:.0%}, Time Left: {self._time_left(step)}"
             )
             self.progress.set_postfix(loss=f"{values['loss']:.4f}", images_s=f"{values['images_per_second']:.0f}")
             self.attempt(METRICS, self.folder.add_row, METRICS, step=step, **values)
@@ -154,6 +155,14 @@ class Monitor:
                 self.wandb.log(values, step=step)
         self.sums = {}
         self.logged_step, self.logged_time, self.waited = step, time.time(), 0.0
+
+    def _time_left(self, step):
+        """Until the run's end at the pace of the last ten reports, as h:mm:ss; the first, in which all is slower, counts only
+        while it is alone."""
+        self.marks = [*self.marks[-10:], (step, time.time())]
+        began, then = self.marks[: len(self.marks) - 1][:2][-1]
+        seconds = round((time.time() - then) / (step - began) * (self.run.total_steps - step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def save(self, trainer):
         """Have a checkpoint written behind the next steps; a failure is logged and leaves the older ones. Every process must
@@ -191,7 +200,7 @@ class Monitor:
             self.log(f"WARNING: no sample picture: {str(error).splitlines()[0]}")
             return
         file = self.folder.samples / f"{step:07d}.png"
-        self.attempt(file, save_picture, images, file, columns=4)
+        self.attempt(file, save_picture, images, file, columns=4, names=class_names(self.run.recipe, labels))
         self.log(f"Sampled {file} ({pipe.calls} network calls)")
         if self.wandb:
             import wandb
