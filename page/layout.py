@@ -141,40 +141,29 @@ def _noise(page):
         entry.change(page.plot, inputs, plot, trigger_mode="always_last", **DIRECT)
 
 
+def _work(page, name, elem_id, begin, inputs, result):
+    """A button that begins some work, one that ends it, and where its result comes: its id, and the words there before."""
+    with gr.Row():
+        go = gr.Button(name, variant="primary", elem_id=elem_id)
+        stop = gr.Button("Cancel", elem_id=f"cancel-{elem_id}")
+    shown, before = result
+    empty = f"<p class='sit-small'>{before}</p>"
+    out = gr.HTML(empty, elem_id=shown, min_height=160, padding=False, elem_classes="sit-block")
+    working = go.click(begin, inputs, out, **QUEUE)
+    stop.click(page.cancel, None, out, cancels=[working], **DIRECT)
+
+
 def _results(page):
+    fields, first = list(page.fields.values()), page.sources[0]
     with gr.Tab("Draw"):
-        with gr.Row():
-            go = gr.Button("Draw", variant="primary", elem_id="draw")
-            stop = gr.Button("Cancel", elem_id="cancel")
-        out = gr.HTML(
-            "<p class='sit-small'>Pictures come here.</p>",
-            elem_id="results",
-            min_height=160,
-            padding=False,
-            elem_classes="sit-block",
-        )
-        fields = list(page.fields.values())
-        drawing = go.click(page.draw, fields, out, **QUEUE)
-        stop.click(page.cancel, None, out, cancels=[drawing], **DIRECT)
+        _work(page, "Draw", "draw", page.draw, fields, ("results", "Pictures come here."))
     with gr.Tab("An image of yours"):
-        first = page.sources[0]
         gr.Markdown("Encoded to noise by the ODE, decoded back, and its likelihood.")
         with gr.Row():
             file = gr.File(label="Image", file_types=["image"], elem_id="image", height=120)
             names = [("none", -1)] + [(first.class_name(label), label) for label in range(first.pipe.recipe.num_classes)]
             label = gr.Dropdown(names, value=-1, label="Its class", elem_id="label")
-        with gr.Row():
-            go = gr.Button("Encode", variant="primary", elem_id="encode")
-            stop = gr.Button("Cancel", elem_id="cancel-encode")
-        out = gr.HTML(
-            "<p class='sit-small'>The image comes here.</p>",
-            elem_id="encoded",
-            min_height=160,
-            padding=False,
-            elem_classes="sit-block",
-        )
-        encoding = go.click(page.encode, [file, label, *fields], out, **QUEUE)
-        stop.click(page.cancel, None, out, cancels=[encoding], **DIRECT)
+        _work(page, "Encode", "encode", page.encode, [file, label, *fields], ("encoded", "The image comes here."))
 
 
 def build(sources, visits):

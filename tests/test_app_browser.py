@@ -194,12 +194,12 @@ def test_cancel_and_two_visitors_at_once(chromium, served):
         two.click("#draw")
         two.wait_for_timeout(1500)
         assert two.locator("#results .sit-card").count() == 0  # waits for its turn
-        two.click("#cancel")  # which is not the other's
+        two.click("#cancel-draw")  # which is not the other's
         two.wait_for_selector("#results .sit-error:has-text('Cancelled')")
         two.click("#draw")
         one.wait_for_timeout(1500)
         assert one.locator("#results .sit-error").count() == 0 and two.locator("#results .sit-card").count() == 0
-        one.click("#cancel")
+        one.click("#cancel-draw")
         begun = time.monotonic()
         two.wait_for_selector("#results .sit-card", timeout=30000)
         assert time.monotonic() - begun < 25
