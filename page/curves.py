@@ -24,10 +24,10 @@ def top_of(values, chosen):
 
 
 def _line(t, values, top, style):
-    """A polyline for each stretch of finite values, which end where they leave the plot."""
+    """A polyline, cut off where it leaves the plot; where D is infinite, it does."""
     x = LEFT + t * (WIDTH - LEFT - RIGHT)
     y = TOP + (1 - values / top) * (HEIGHT - TOP - BOTTOM)
-    dots = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.clamp(min=-1e4).tolist()) if abs(b) < 1e5)
+    dots = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.clamp(min=-1e4).tolist()))
     return f'<polyline points="{dots}" fill="none" clip-path="url(#sit-plot)" {style}/>'
 
 
