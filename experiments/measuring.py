@@ -15,7 +15,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common.atomic import write_atomically, write_json
 from common.distributed import World
-from common.errors import UsageError
 from common.spread import mean_and_error, spread
 from common.streams import generator
 from data.parts import split
@@ -53,8 +52,6 @@ def about(samples, held_out, real_diversity):
 def make_judge(out, settings):
     """Train the judge on what SiT is trained on, and see how near real images come to held-out ones."""
     dataset = open_dataset(settings["data_path"], settings["image_size"])
-    if dataset.encoded or len(dataset.classes) < 2:
-        raise UsageError(f"--data-path {settings['data_path']}: the judge learns to tell classes: give images of two or more")
     trained, held_out = split(dataset, settings["held_out"])
     images, labels = images_of(trained, REAL)
     judge = train_judge(images, torch.from_numpy(labels), len(dataset.classes), dataset.mirrors)
