@@ -12,8 +12,7 @@ from .rungs import GUIDANCE, MAIN, SAMPLERS
 
 
 def save(figure, path):
-    figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, bbox_inches="tight")  # whatever its words take
     plt.close(figure)
 
 
