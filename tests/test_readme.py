@@ -30,6 +30,7 @@ def test_the_readme_is_for_the_first_minute():
 OTHERS = "nproc nnodes rdzv max-restarts standalone help"  # of torchrun
 OTHERS += " repo-type include local-dir"  # of hf
 OTHERS += " nodes gpus-per-node cpus-per-task signal"  # of Slurm
+OTHERS += " page"  # of experiments/ladder.py
 OTHERS += " device only quick processes rounds steps sde-steps"  # of benchmarks/
 
 
