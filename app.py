@@ -14,6 +14,7 @@ from sample_utils import parse_model_args, pipeline_from
 from train_utils import Parser, free, number, parse_precision_args, parse_transport_args, positive_int, run, say, warn
 
 PASSED_ON = ("kind", "weights", "model", "image_size", "num_classes", "vae", "precision", "vae_batch_size", "vae_tiling")
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -60,10 +61,15 @@ def sources_from(args):
     return [Source(one.ckpt, pipeline_from(one, device, precision), flags, told) for one in each]
 
 
+def leave(received, frame):
+    """What is being loaded is given up, and the temporary folder goes."""
+    raise SystemExit(128 + received)
+
+
 def wait():
-    """Until Ctrl-C or SIGTERM."""
+    """Until Ctrl-C, or one of the signals that end a process."""
     ended = threading.Event()
-    for number_ in (signal.SIGINT, signal.SIGTERM):
+    for number_ in (signal.SIGINT, *ENDING):
         signal.signal(number_, lambda received, frame: (setattr(ended, "by", received), ended.set()))
     while not ended.wait(3600):
         pass
@@ -74,6 +80,8 @@ def main(args):
     from page import server
     from page.visits import Visits
 
+    for number_ in ENDING:
+        signal.signal(number_, leave)
     server.check_port(args.host, args.port)
     folder = server.prepare(args.host)
     try:

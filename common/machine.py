@@ -4,6 +4,7 @@ import ctypes
 import gc
 import math
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -62,6 +63,16 @@ def precision_warning(device, precision, peak=None):
     if device.type == "cpu" and precision == "bf16":  # which no GPU is slow in
         return slow_bf16(device, peak)
     return None
+
+
+def processor():
+    """What this machine computes with, by the name that its maker gave."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def trim_memory():

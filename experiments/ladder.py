@@ -5,12 +5,14 @@ every sampler is compared on the last. Writes OUT/ladder.md, or --page, with pic
 The same command again goes on where it was stopped.
 """
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -49,16 +51,22 @@ def as_typed(name):
     return f"--{name.replace('_', '-')}"
 
 
+def found(folder):
+    """An autoencoder's folder, of which the default is this repository's: the pieces run there."""
+    return (ROOT if folder == AUTOENCODER else Path()).joinpath(folder).resolve()
+
+
 def training(args, name, seed, out):
     """The command that trains a step of the ladder, or goes on with it."""
     from experiments.rungs import RUNGS
 
     steps = max(1, args.images // args.batch_size)
-    flags = dict(data_path=args.data_path, vae=args.vae, image_size=args.image_size, model=args.model)
+    vae = args.vae if args.vae in ("ema", "mse", "none") else str(found(args.vae))
+    flags = dict(data_path=args.data_path, vae=vae, image_size=args.image_size, model=args.model)
     flags |= dict(val_fraction=args.held_out, val_every=steps, val_images=min(200, args.likelihoods))
     flags |= dict(global_batch_size=args.batch_size, max_steps=steps, lr=args.lr, warmup_steps=steps // 10)
     flags |= dict(lr_schedule="cosine", grad_clip=1, ema_decay=0.99, global_seed=seed, num_workers=0)
-    flags |= dict(sample_every=10 * steps, keep_last=1, log_every=max(1, steps // 10))
+    flags |= dict(sample_every=10 * steps, ckpt_every=max(1, steps // 4), keep_last=1, log_every=max(1, steps // 10))
     flags |= dict(results_dir=out / "runs" / f"{name}-{seed}")
     words = [str(word) for flag, value in (flags | RUNGS[name].flags).items() for word in (as_typed(flag), value)]
     return [sys.executable, str(ROOT / "train.py"), *words, "--resume"]
@@ -88,9 +96,11 @@ def shown(seconds):
 
 
 def work(stage, commands, out, at_once):
-    """Run the commands of a stage whose file is missing, some at once. Raises UserError where one fails; none outlives this."""
-    threads = max(1, len(os.sched_getaffinity(0)) // at_once)
-    environment = os.environ | dict(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+    """Run the commands of a stage whose file is missing, some at once. Raises UserError where one fails; none outlives this.
+
+    Each has one thread, whatever the cores: another number would round otherwise, and the numbers would be others.
+    """
+    environment = os.environ | dict(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     waiting = [piece for piece in commands if not (out / f"{piece}.json").exists()]
     running, done, started = {}, len(commands) - len(waiting), time.time()
     total, begun, times = len(waiting), {}, read_times(out)
@@ -114,8 +124,8 @@ def work(stage, commands, out, at_once):
                     log = (out / "logs" / f"{piece}.txt").read_text().strip().splitlines()
                     last = log[-1].split("error: ", 1)[-1] if log else f"exit code {process.returncode}"
                     raise UserError(f"{piece}: {last} (all that it said: {out / 'logs' / f'{piece}.txt'})")
-                seconds = time.time() - begun[piece]
-                times[piece] = seconds
+                seconds = time.time() - begun.pop(piece)
+                times[piece] = times.get(piece, 0) + seconds
                 write_json(out / "times.json", times)
                 if piece.startswith("trained-"):
                     write_json(out / f"{piece}.json", {})
@@ -127,21 +137,58 @@ def work(stage, commands, out, at_once):
             os.killpg(process.pid, signal.SIGTERM)
         for process in running.values():
             process.wait()
+        for piece, since in begun.items():  # stopped on the way, and that took time too
+            times[piece] = times.get(piece, 0) + time.time() - since
+        write_json(out / "times.json", times)
 
 
 def remember(args, out):
     """Keep what makes the numbers what they are beside them. Raises UsageError for a folder of other numbers."""
-    names = ("data_path", "vae", "model", "images", "batch_size", "lr", "held_out", "samples", "likelihoods")
-    settings = {name: getattr(args, name) for name in names} | dict(image_size=args.image_size)
+    from experiments.rungs import design
+
+    names = ("data_path", "vae", "model", "image_size", "images", "batch_size", "lr", "held_out", "samples", "likelihoods")
+    settings = json.loads(json.dumps({name: getattr(args, name) for name in names} | dict(design=design())))
     file = out / "settings.json"
     if file.exists():
         before = json.loads(file.read_text())
-        for name in names:
-            if before.get(name) != json.loads(json.dumps(settings[name])):
-                made = f"it was made with {as_typed(name)} {before.get(name)}, not {settings[name]}"
-                raise UsageError(f"--out {out}: {made}; give another folder")
+        for name, value in settings.items():
+            if before.get(name) != value:
+                made = "with other steps or samplers"
+                if name in names:
+                    made = f"with {as_typed(name)} {before.get(name)}, not {value}"
+                raise UsageError(f"--out {out}: it was made {made}; give another folder")
     write_json(file, settings)
     return settings
+
+
+@contextmanager
+def alone(out):
+    """A block of which there is one at a time for a folder. Raises UserError beside another."""
+    with open(out / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"--out {out}: another ladder.py is at work there") from error
+        yield
+
+
+def end_on(number_, frame):
+    """A signal that ends this process has to end its pieces first."""
+    raise SystemExit(128 + number_)
+
+
+def check(args, dataset):
+    """Raises UsageError for what cannot be judged."""
+    from experiments.rungs import RUNGS
+
+    if unknown := set(args.rungs or ()) - set(RUNGS):
+        raise UsageError(f"--rungs {min(unknown)}: choose from {', '.join(RUNGS)}")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UsageError(f"--seeds {' '.join(map(str, args.seeds))}: one of them stands there twice")
+    if dataset.encoded or len(dataset.classes) < 2:
+        raise UsageError(f"--data-path {args.data_path}: the judge tells classes apart: give images, of two classes or more")
+    if args.samples < 2 * len(dataset.classes):
+        raise UsageError(f"--samples {args.samples}: two of each of {len(dataset.classes)} classes are the least")
 
 
 def main(args):
@@ -151,27 +198,24 @@ def main(args):
     from experiments.page import write_page
     from experiments.rungs import RUNGS
 
-    if unknown := set(args.rungs or ()) - set(RUNGS):
-        raise UsageError(f"--rungs {min(unknown)}: choose from {', '.join(RUNGS)}")
-    rungs = {name: rung for name, rung in RUNGS.items() if name in (args.rungs or RUNGS)}
+    for number_ in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number_, end_on)
     args.data_path = args.data_path if args.data_path == DIGITS else str(Path(args.data_path).resolve())
-    if args.vae == AUTOENCODER or Path(args.vae).is_dir():  # the pieces run in the repository's folder
-        args.vae = str((ROOT if args.vae == AUTOENCODER else Path()).joinpath(args.vae).resolve())
-    dataset = open_dataset(args.data_path, args.image_size)
-    if dataset.encoded or len(dataset.classes) < 2:
-        raise UsageError(f"--data-path {args.data_path}: the judge tells classes apart: give images, of two classes or more")
+    check(args, open_dataset(args.data_path, args.image_size))
+    rungs, started = {name: rung for name, rung in RUNGS.items() if name in (args.rungs or RUNGS)}, time.time()
     out = writable_folder(Path(args.out).resolve(), "--out")
     writable_folder(out / "logs", "--out")
-    settings, started = remember(args, out), time.time()
     at_once = args.jobs or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
-    stages = pieces(args, rungs, out)
-    print(
-        f"{len(rungs)} steps of the ladder, {len(args.seeds)} seeds each, {args.images:,} images a training; {at_once} at once"
-    )
-    for stage, commands in stages.items():
-        work(stage, commands, out, at_once)
-    page = Path(args.page) if args.page else out / "ladder.md"
-    write_page(page, out, settings, rungs, args.seeds, at_once)
+    with alone(out):
+        settings = remember(args, out)
+        each = f"{len(args.seeds)} seeds each, {args.images:,} images a training"
+        print(f"{len(rungs)} steps of the ladder, {each}; {at_once} at once", flush=True)
+        stages = pieces(args, rungs, out)
+        for stage, commands in stages.items():
+            work(stage, commands, out, at_once)
+        page = Path(args.page) if args.page else out / "ladder.md"
+        names = [piece for commands in stages.values() for piece in commands]
+        write_page(page, out, settings, rungs, args.seeds, names, at_once)
     print(f"{page}: written after {shown(time.time() - started)}")
     return 0
 

@@ -49,6 +49,12 @@ def about(samples, held_out, real_diversity):
     )
 
 
+def as_many_of_each(labels, count, numbers):
+    """Indices of up to count images, as many of each class as of the others, drawn by a torch generator."""
+    order, classes = torch.randperm(len(labels), generator=numbers).numpy(), np.unique(labels)
+    return np.concatenate([order[labels[order] == c][: count // len(classes)] for c in classes])
+
+
 def make_judge(out, settings):
     """Train the judge on what SiT is trained on, and see how near real images come to held-out ones."""
     dataset = open_dataset(settings["data_path"], settings["image_size"])
@@ -59,8 +65,8 @@ def make_judge(out, settings):
     (own, _), (features, seen) = judge.see(images), judge.see(others)
     spread_of_real, floors = diversity(features, other_labels), []
     for i in range(FLOORS):
-        some = torch.randperm(len(own), generator=generator("cpu", i, "floor"))[: settings["samples"]]
-        floors.append(about((own[some], labels[some.numpy()]), (features, other_labels), spread_of_real))
+        some = as_many_of_each(labels, settings["samples"], generator("cpu", i, "floor"))
+        floors.append(about((own[some], labels[some]), (features, other_labels), spread_of_real))
     state = dict(judge=judge.state_dict(), features=features, labels=torch.from_numpy(other_labels))
     write_atomically(out / "judge.pt", lambda file: torch.save(state, file))
     floor = {name: mean_and_error([each[name] for each in floors]) for name in floors[0]}

@@ -1,7 +1,6 @@
 """The page of a finished ladder: tables and pictures made of its numbers alone."""
 
 import json
-import platform
 import shlex
 import sys
 from datetime import date
@@ -9,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import t as student
 
 from common.atomic import write_atomically
+from common.machine import processor
 from common.spread import mean_and_error
 
 from .drawings import draw_ladder, draw_losses, draw_samplers, draw_samples
@@ -35,11 +36,11 @@ The same command goes on where it was stopped, and makes the same numbers again 
 
 **The judge** is a small convolutional network, trained on {trained_on} of the images that SiT is trained on. It recognises
 {accuracy} of {held_out} held-out ones, of {classes} classes. FD (Frechet distance) and MIND are those of its 64 features,
-of {samples} samples against the held-out images; as many real images of the training set reach
+of {samples} samples, as many of each class, against the held-out images; as many real images of the training set reach
 {floor}. Diversity is the mean distance between two images of a
 class in those features, as a share of the held-out images'. Bits/dim is the likelihood of {likelihoods} held-out images'
-latents under the flow; where the flow ends a little before the data, it is that of latents with a little noise. Numbers are
-means over the seeds ± their standard errors; for FD, MIND and bits/dim, less is better.
+latents (the autoencoder may have seen them) under the flow; where the flow ends a little before the data, it is that of latents
+with a little noise. Numbers are means over the seeds ± their standard errors; for FD, MIND and bits/dim, less is better.
 
 ## The steps
 
@@ -57,8 +58,8 @@ the last two steps are not in it.
 
 ## What agrees with the paper, and what does not
 
-The change of FD, paired by seed. It is told apart from none where it is more than two standard errors, which are those of
-{number} seeds, and so rough themselves.
+The change of FD, paired by seed. It is told apart from none by Student's t at 95 %, which with {number} seeds takes
+{quantile:.1f} standard errors; where it is not, that is no proof that there is none.
 
 {verdicts}
 
@@ -96,23 +97,22 @@ def table(heads, rows):
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def verdict(mean, error, better):
-    """What a change of FD, with its standard error, says of a finding of the paper: that it is for the better, or is none."""
-    if error is None:
-        return "cannot be told from one seed"
-    if abs(mean) <= 2 * error:
-        return "not told apart: " + ("not seen at this scale" if better else "agrees")
+def verdict(mean, error, better, seeds):
+    """What a change of FD, a mean over seeds with its standard error, says of a finding of the paper: that it is for the
+    better, or that there is none. By Student's t at 95 %; that no change is seen is no proof that there is none."""
+    if error is None or abs(mean) <= student.ppf(0.975, seeds - 1) * error:
+        return "cannot be told"
     return ("better" if mean < 0 else "worse") + (": agrees" if better and mean < 0 else ": does not agree")
 
 
 class Numbers:
     """What the pieces have written, by seed."""
 
-    def __init__(self, out, rungs, seeds):
+    def __init__(self, out, rungs, seeds, pieces):
         read = lambda piece: json.loads((out / f"{piece}.json").read_text())  # noqa: E731
         self.rungs, self.seeds, self.out, self.judge = rungs, seeds, out, read("judge")
         self.of = {name: [read(f"{name}-{seed}") for seed in seeds] for name in rungs}
-        self.times = read("times")  # seconds of each piece
+        self.times = {piece: seconds for piece, seconds in read("times").items() if piece in pieces}
         with_top = GUIDANCE if TOP in rungs else ()
         self.samplers = {scale: [read(f"samplers-{seed}-{scale}") for seed in seeds] for scale in with_top}
 
@@ -156,7 +156,7 @@ class Numbers:
                     claim.text,
                     f"{papers[0]:g} to {papers[1]:g}, {wanted}",
                     f"{mean:+.3f}{between}",
-                    verdict(mean, error, claim.better),
+                    verdict(mean, error, claim.better, len(self.seeds)),
                 ]
             )
         return rows
@@ -170,15 +170,9 @@ class Numbers:
             yield f"- {'without guidance' if scale == 1 else f'with guidance of {scale:g}'}, the lowest FD of each kind: {told}"
 
 
-def machine():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else name
-
-
-def write_page(path, out, settings, rungs, seeds, at_once):
+def write_page(path, out, settings, rungs, seeds, pieces, at_once):
     """Write the page to path and its pictures to pictures/ beside it."""
-    numbers, pictures = Numbers(out, rungs, seeds), path.parent / "pictures"
+    numbers, pictures = Numbers(out, rungs, seeds, pieces), path.parent / "pictures"
     verdicts = numbers.verdicts()
     pictures.mkdir(parents=True, exist_ok=True)
     draw_ladder(numbers, pictures / "ladder.png")
@@ -189,7 +183,7 @@ def write_page(path, out, settings, rungs, seeds, at_once):
     text = TEXT.format(
         command=shlex.join(["python", *sys.argv]),
         when=date.today().isoformat(),
-        machine=f"{machine()}, {at_once} at once",
+        machine=f"{processor()}, {at_once} at once",
         minutes=f"{sum(numbers.times.values()) / at_once / 60:.0f}",
         torch=torch.__version__,
         calls=CALLS,
@@ -198,11 +192,13 @@ def write_page(path, out, settings, rungs, seeds, at_once):
         floor=", ".join(f"{title} {floor_of(numbers, key)}" for key, title in FLOOR.items()),
         each=f"{np.mean([seconds for piece, seconds in numbers.times.items() if piece.startswith('trained-')]):.0f}",
         number=len(seeds),
+        quantile=student.ppf(0.975, len(seeds) - 1) if len(seeds) > 1 else float("inf"),
         ladder=numbers.ladder(),
         verdicts=table(["what changes", "paper's FID", "change of FD here", "here"], verdicts),
-        agreement=f"{sum(row[-1].endswith(': agrees') for row in verdicts)} of {len(verdicts)} findings agree at this scale.",
+        agreement=agreement(verdicts),
         **{name: f"{settings[name]:,}" for name in ("images", "batch_size", "samples", "likelihoods")},
-        **{name: settings[name] for name in ("data_path", "model")},
+        model=settings["model"],
+        data_path=Path(settings["data_path"]).name,  # where it lies is nobody's business
         **{name: numbers.judge[name] for name in ("trained_on", "held_out")},
     )
     for scale in numbers.samplers:
@@ -210,6 +206,13 @@ def write_page(path, out, settings, rungs, seeds, at_once):
         text += f"\n### {title}\n\n{numbers.sampler_table(scale)}\n"
     text += SAMPLERS_END.format(lowest="\n".join(numbers.lowest())) if numbers.samplers else ""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def agreement(verdicts):
+    """How many of the findings agree, in a sentence."""
+    kinds = {"agree": ": agrees", "do not agree": ": does not agree", "cannot be told": "cannot be told"}
+    counts = [f"{sum(row[-1].endswith(end) for row in verdicts)} {kind}" for kind, end in kinds.items()]
+    return f"Of {len(verdicts)} findings, at this scale, {', '.join(counts)}."
 
 
 def floor_of(numbers, name):

@@ -69,3 +69,9 @@ SAMPLERS = {
     for form in FORMS
     for size in LAST_STEPS
 }
+
+
+def design():
+    """All of the above that makes the numbers what they are, as plain values."""
+    solvers = {name: repr(solver) for name, solver in (MAIN | SAMPLERS).items()}
+    return dict(rungs={name: rung.flags for name, rung in RUNGS.items()}, solvers=solvers, top=TOP, guidance=list(GUIDANCE))

@@ -62,7 +62,7 @@ def _card(card):
     parts += [f'<div class="sit-small">{escape(note)}</div>' for note in card.notes]
     times = "".join(f"<span>t = {time:.3f}</span>" for time in card.times)
     if len(card.times) > 1:
-        parts.append(f'<div class="sit-times"><div>{times}</div></div>')
+        parts.append(f'<div class="sit-times"><div style="--frames:{len(card.times)}">{times}</div></div>')
     rows = [("State x<sub>t</sub>, decoded", "state", card.states)]
     if card.expected is not None:
         rows.append(("What the network expects, E[x<sub>1</sub> | x<sub>t</sub>]", "expected", card.expected))

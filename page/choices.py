@@ -6,6 +6,7 @@ from common.errors import UsageError
 from inference import ODE, SDE, Guidance
 
 MODES = ("ODE", "SDE")
+MOST_NORM = 1e6  # of D(t)
 MOST_PICTURES, MOST_FRAMES, MOST_STEPS = 32, 40, 2000
 
 
@@ -33,6 +34,7 @@ class Choices:
             raise UsageError(f"{len(self.all_labels)} pictures: the page draws up to {MOST_PICTURES}, sample_ddp.py any number")
         _within("seed", self.seed, -(2**63), 2**64 - 1)
         _within("frames", self.frames, 0, MOST_FRAMES)
+        _within("norm", self.sde.norm, 0, MOST_NORM)
         for mode in self.modes:
             _within(f"steps of the {mode}", self.solver(mode).num_steps, 2, MOST_STEPS)
 

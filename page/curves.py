@@ -6,13 +6,16 @@ import torch
 
 from transport import DIFFUSION_FORMS
 
+INFINITE = float("inf")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 340, 220, 42, 12, 26, 34
 
 
 def curves(plan, norm, points=241):
-    """(times (points,), {form: D(t) (points,)}) in float64, inf or nan where D is."""
+    """(times (points,), {form: D(t) (points,)}) in float64, infinite where D is, or is no number."""
     t = torch.linspace(0, 1, points, dtype=torch.float64)
-    return t, {form: plan.compute_diffusion(t, t, form, norm).nan_to_num(nan=float("inf")) for form in DIFFUSION_FORMS}
+    return t, {
+        form: plan.compute_diffusion(t, t, form, norm).nan_to_num(nan=INFINITE, posinf=INFINITE) for form in DIFFUSION_FORMS
+    }
 
 
 def top_of(values, chosen):

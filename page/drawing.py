@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from common.errors import UsageError, UserError
+from common.pixels import opened
 from data.images import load_image
 from inference import Guidance, Pipeline
 from inference.expectation import expected_data
@@ -13,7 +14,9 @@ from transport import SolverError
 
 from .words import command, library, library_of_image
 
+MOST_NUMBERS = 100_000_000  # of all states of one solve, 0.4 GB on the device
 MOST_PIXELS = 16_000_000  # of all strips of one answer, so that a page stays some tens of megabytes
+MOST_IMAGE = 50_000_000  # pixels of an image that is dropped in
 EVERY = 0.2  # seconds between two words of progress
 
 
@@ -132,11 +135,22 @@ class Meter:
             self.say((self.done + share) / self.total, f"{self.phase}: {self.calls} network calls")
 
 
+def _decoded(pipe, states, meter):
+    """Frames of latents as uint8 (frames, N, H, W, 3)."""
+    frames = []
+    for state in states:
+        meter.check()
+        frames.append(pipe.decode(state))
+    return np.stack(frames)
+
+
 def _card(source, first, mode, choices, frames, meter):
     card, solver = Card(source.name, mode), choices.solver(mode)
     own = [translated(label, source, first) for label in choices.labels]
     labels = [label for label in own for _ in range(choices.each)]
     pipe = Watched.of(source.pipe, meter)
+    if frames > 1 and solver.num_steps * len(labels) * np.prod(pipe.latent_shape) > MOST_NUMBERS:
+        raise UsageError(f"{solver.num_steps} states of {len(labels)} pictures: too many to keep; fewer, or 0 frames")
     card.names = [source.class_name(label) for label in labels]
     started = time.monotonic()
     settings = dict(seed=choices.seed, solver=solver, guidance=choices.guidance)
@@ -144,10 +158,10 @@ def _card(source, first, mode, choices, frames, meter):
     card.calls, card.seconds = pipe.calls, time.monotonic() - started
     times, picked = solver.times(pipe)[-len(states) :], spaced(len(states), frames)
     card.times, states = [times[i] for i in picked], [states[i] for i in picked]
-    card.states = np.stack([pipe.decode(state) for state in states])
+    card.states = _decoded(pipe, states, meter)
     if frames > 1:
         expected = expected_data(pipe, states, card.times, labels, choices.guidance)
-        card.expected, card.more_calls = np.stack([pipe.decode(x) for x in expected]), pipe.calls - card.calls
+        card.expected, card.more_calls = _decoded(pipe, expected, meter), pipe.calls - card.calls
     card.command, card.library = command(source, choices, mode, own), library(source, choices, mode, own)
     if frames < choices.frames:
         card.notes.append(f"{frames} frames instead of {choices.frames}: more would make the page too large")
@@ -204,6 +218,14 @@ def _image_card(source, first, file, label, choices, meter):
     return card
 
 
+def refuse_large(file):
+    """Raises UserError for an image of more pixels than anybody drops in: a file of kilobytes may have billions."""
+    with opened(file, lambda: file.name) as image:
+        pixels = image.width * image.height
+    if pixels > MOST_IMAGE:
+        raise UserError(f"{file.name}: {pixels:,} pixels; the page takes up to {MOST_IMAGE:,}")
+
+
 def encode(sources, choices, file, label, first, check=bool, say=lambda share, line: None):
     """An ImageCard for each checkpoint: the image's way to noise and back by the ODE, and its likelihood, without guidance.
 
@@ -212,6 +234,7 @@ def encode(sources, choices, file, label, first, check=bool, say=lambda share, l
     cards = []
     for source in sources:
         try:
+            refuse_large(file)
             cards.append(_image_card(source, first, file, label, choices, Meter(check, say, len(cards), len(sources))))
         except (UserError, SolverError) as error:
             cards.append(ImageCard(source.name, error=str(error).replace(str(file), file.name)))  # not where it lies

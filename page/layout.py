@@ -66,6 +66,8 @@ class Page:
                 return cards.message("image: drop one in")
             values = self.values(entries)
             choices, sources = read(values | dict(labels=[0], modes=["ODE"])), self.chosen(values)
+            if not sources:
+                return cards.message("checkpoints: choose one or more")
             say = lambda share, line: progress(share, desc=line)  # noqa: E731
             own = None if label in (None, -1) else label
             with self.visits.work(request.session_hash) as work:
@@ -100,8 +102,8 @@ def _what(page):
     names = [(first.class_name(label), label) for label in range(count)]
     page.field("labels", gr.Dropdown(names, value=list(range(min(3, count))), multiselect=True, label="Classes"))
     with gr.Row():
-        page.field("pictures", gr.Number(1, precision=0, label="Pictures of each", min_width=110))
-        page.field("seed", gr.Number(0, precision=0, label="Seed", min_width=110))
+        page.field("pictures", gr.Number(1, label="Pictures of each", min_width=110))
+        page.field("seed", gr.Number(0, label="Seed", min_width=110))
     page.field("modes", gr.CheckboxGroup(list(MODES), value=list(MODES), label="Draw by", info="from the same noise"))
     if len(page.sources) > 1:
         several = [(source.name, i) for i, source in enumerate(page.sources)]
@@ -121,14 +123,14 @@ def _how(page):
         page.field("channels", gr.Radio(["3", "all"], value="all", label="Channels", info="published numbers: 3"))
     with gr.Accordion("ODE", open=False), gr.Row():
         page.field("ode_method", gr.Dropdown(list(ODE_METHODS), value="dopri5", label="Method", min_width=110))
-        page.field("ode_steps", gr.Number(40, precision=0, label="Steps", info="of fixed solvers", min_width=110))
+        page.field("ode_steps", gr.Number(40, label="Steps", info="of fixed solvers", min_width=110))
 
 
 def _noise(page):
     with gr.Accordion("SDE, and its D(t)", open=False, elem_id="sde"):
         with gr.Row():
             page.field("sde_method", gr.Dropdown(list(SDE_METHODS), value="Euler", label="Method", min_width=110))
-            page.field("sde_steps", gr.Number(60, precision=0, label="Steps", min_width=110))
+            page.field("sde_steps", gr.Number(60, label="Steps", min_width=110))
         with gr.Row():
             form = page.field("form", gr.Dropdown(list(DIFFUSION_FORMS), value="sigma", label="Form of D(t)", min_width=110))
             norm = page.field("norm", gr.Number(1, label="Norm", info="half the paper's", min_width=110))
@@ -169,7 +171,7 @@ def _results(page):
 def build(sources, visits):
     """The gradio Blocks of these checkpoints."""
     page = Page(sources, visits)
-    with gr.Blocks(title="SiT", analytics_enabled=False) as blocks:
+    with gr.Blocks(title="SiT", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
         gr.HTML(cards.heading([(source.name, describe(source)) for source in sources]), padding=False, elem_classes="sit-block")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):

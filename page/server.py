@@ -10,7 +10,8 @@ from common.errors import UsageError, UserError
 
 # No file is served, nor fetched for a visitor: results carry their pictures. The browser is told to ask nobody else.
 REFUSED = ("/file=", "/file/", "/proxy=", "/monitoring")
-POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' data: blob: ws: wss:"
+POLICY = "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' data: blob:; "
+POLICY += "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
 
 
 class Guard:

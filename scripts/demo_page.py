@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from common.checkpoint import load_checkpoint
+from common.machine import processor
 from demo_pictures import curve, data_uri, film, png, strip
 from digit_classifier import features
 from inference import ODE, SDE, Guidance, Pipeline
@@ -33,7 +34,13 @@ pipe = Pipeline.load("{path}")
 for solver in (ODE("heun", num_steps=40), SDE(num_steps=60)):
     frames = pipe.sample({labels}, seed=0, solver=solver, guidance=Guidance({scale:g}, channels=None), trajectory=True)"""
 NEXT = (
-    ("README.md", "Your own pictures", "a folder with a sub-folder for each class is all that train.py needs"),
+    ("docs/app.md", "Play with the model", "make app opens a page: the way from noise, guidance, ODE beside SDE"),
+    ("run_SiT.ipynb", "A notebook", "the same by hand, and what lies between two noises or two digits"),
+    (
+        "docs/training.md#your-own-data",
+        "Your own pictures",
+        "train.py takes a folder with a sub-folder for each class",
+    ),
     ("docs/solvers.md", "Other solvers", "what each gives for its network calls, from Euler's 10 to the SDE's 250"),
     ("docs/diffusion.md", "More or less noise in the SDE", "and the form that is best for a network"),
     ("docs/finetuning.md", "Begin with trained weights", "instead of with none"),
@@ -55,13 +62,9 @@ def training_command(args):
     return shlex.join(words)
 
 
-def machine():
-    """(processor, cores that this process may use)"""
-    info, name = Path("/proc/cpuinfo"), None
-    if info.exists():
-        name = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), flags=re.M)
-    processor = name[1] if name else platform.processor() or platform.machine()
-    return processor, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def training_time(log):
@@ -140,14 +143,14 @@ def numbers(judged, real_diversity):
 
 def facts(content, log, accuracy):
     """HTML of what was trained, and where."""
-    (processor, cores), args, versions = machine(), content["args"], f"PyTorch {torch.__version__}"
+    args, versions = content["args"], f"PyTorch {torch.__version__}"
     batch, steps, weights = args["global_batch_size"], content["step"], trained_weights(log)
     rows = {
         f"{weights:,} parameters": f"of {args['model']}: small enough for a CPU, built as the paper's large ones are",
         f"{steps:,} steps": f"of {batch} images each, {steps * batch:,} in all; the data are {content['num_images']:,} digits",
         f"{training_time(log)} of training": "from the first line of its log to the last, samples and checkpoint included",
         f"{accuracy:.1%} of real digits": "new to it are recognised by the classifier, a good judge and not a perfect one",
-        f"{processor}, {cores} cores": f"wrote this page, with {versions} and Python {platform.python_version()}",
+        f"{processor()}, {cores()} cores": f"wrote this page, with {versions} and Python {platform.python_version()}",
     }
     return "".join(f"<tr><th>{escape(name)}<small>{escape(what)}</small></th></tr>" for name, what in rows.items())
 
@@ -185,7 +188,7 @@ def write_page(folder, run, judged, classifier, accuracy, real_diversity):
         headline="Handwritten digits that nobody wrote",
         lead=(
             f"A Scalable Interpolant Transformer of {trained_weights(log) / 1e6:.1f} million parameters learnt to turn noise "
-            f"into digits in {training_time(log)}, on {machine()[1]} CPU cores. This page shows what it draws, how it came to "
+            f"into digits in {training_time(log)}, on {cores()} CPU cores. This page shows what it draws, how it came to "
             "that, and how good it is."
         ),
         way=(

@@ -2,7 +2,8 @@ import numpy as np
 import torch
 
 from experiments.judge import Judge, diversity, train_judge
-from experiments.page import table, verdict
+from experiments.measuring import as_many_of_each
+from experiments.page import agreement, table, verdict
 
 
 def stripes(count, seed):
@@ -44,11 +45,22 @@ def test_diversity_is_the_mean_distance_within_classes():
     assert diversity(features, np.array([0, 0, 1, 1, 2])) == (5 + 1) / 2
 
 
-def test_a_verdict_needs_two_standard_errors():
-    assert verdict(-1.0, 0.4, True) == "better: agrees" and verdict(-1.0, 0.4, False) == "better: does not agree"
-    assert verdict(1.0, 0.4, True) == "worse: does not agree" and verdict(1.0, 0.4, False) == "worse: does not agree"
-    assert verdict(0.7, 0.4, False).endswith("agrees") and verdict(-0.7, 0.4, True).endswith("not seen at this scale")
-    assert "one seed" in verdict(-1.0, None, True)
+def test_a_verdict_is_by_students_t():
+    assert verdict(-1.0, 0.2, True, 3) == "better: agrees" and verdict(-1.0, 0.2, False, 3) == "better: does not agree"
+    assert verdict(1.0, 0.2, True, 3) == "worse: does not agree" and verdict(1.0, 0.2, False, 3) == "worse: does not agree"
+    assert verdict(-1.0, 0.3, True, 3) == "cannot be told" and verdict(-1.0, 0.3, True, 10) == "better: agrees"
+    assert verdict(-1.0, None, True, 1) == "cannot be told"
+
+
+def test_the_count_of_verdicts():
+    rows = [[verdict(-1.0, error, better, 3)] for error, better in ((0.2, True), (0.2, False), (0.2, True), (0.9, True))]
+    assert agreement(rows) == "Of 4 findings, at this scale, 2 agree, 1 do not agree, 1 cannot be told."
+
+
+def test_the_floor_has_as_many_of_each_class():
+    labels = np.array([0] * 50 + [1] * 20 + [2] * 30)
+    some = as_many_of_each(labels, 31, torch.Generator().manual_seed(0))
+    assert len(set(some)) == 30 and np.bincount(labels[some]).tolist() == [10, 10, 10]
 
 
 def test_a_table_has_a_row_for_each():

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cli import ENV, ROOT, Result, one_line
+from experiments.ladder import alone
 
 SMALL = [
     "--images",
@@ -36,9 +37,9 @@ def call(out, *more):
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def left_over(out):
-    """Processes that still speak of the folder."""
-    return subprocess.run(["pgrep", "-f", str(out)], capture_output=True, text=True).stdout.split()
+def left_over(words):
+    """Processes whose command line has these words."""
+    return subprocess.run(["pgrep", "-f", str(words)], capture_output=True, text=True).stdout.split()
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,13 @@ def ladder(tmp_path_factory):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err and not left_over(out)
+    with_term = subprocess.Popen(command(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV)
+    while not left_over(f"measuring.py {out}"):
+        assert with_term.poll() is None and time.time() < until
+        time.sleep(0.1)
+    with_term.send_signal(signal.SIGTERM)
+    _, err = with_term.communicate(timeout=60)
+    assert with_term.returncode == 143 and "Traceback" not in err and not left_over(out)
     done = call(out)
     assert done.code == 0, done.err
     assert "are there already" in done.out
@@ -92,12 +100,17 @@ def test_a_finished_one_is_not_made_again_and_other_numbers_are_refused(ladder):
     assert len(before) == 8 and call(ladder).code == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     one_line(call(ladder, "--samples", 41), 2, "--samples 40", "41", ladder)
+    one_line(call(ladder, "--image-size", "16x16"), 2, "16")
+    with alone(ladder):
+        one_line(call(ladder), 1, ladder, "another")
 
 
 def test_wrong_flags_are_one_line(tmp_path):
     one_line(call(tmp_path / "a", "--rungs", "vp-nois"), 2, "vp-nois", "vp-noise")
     one_line(call(tmp_path / "b", "--data-path", tmp_path / "nothing"), 1, "nothing")
     one_line(call(tmp_path / "c", "--image-size", 33), 2, "33")
+    one_line(call(tmp_path / "a", "--seeds", 0, 1, 0), 2, "--seeds", "twice")
+    one_line(call(tmp_path / "a", "--samples", 19), 2, "--samples", "19", "10 classes")
     assert not any((tmp_path / name / "runs").exists() for name in "abc")
 
 
