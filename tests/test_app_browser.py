@@ -16,6 +16,7 @@ from PIL import Image
 
 from browser import SIZES, browser
 from cli import ENV, ROOT, call, command, kill_tree
+from inference.pictures import Layout
 
 pytestmark = pytest.mark.browser
 pytest.importorskip("gradio")
@@ -96,6 +97,26 @@ def strips(page, kind="state", where="#results"):
     return [np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))) for url in urls]
 
 
+def test_a_shorter_film_waits_at_its_end(chromium, served):
+    with visitor(chromium, served) as page:
+        open_part(page, "ODE")
+        page.get_by_label("Method").first.click()
+        page.get_by_role("option", name="euler", exact=True).click()
+        page.get_by_label("Steps").first.fill("6")
+        draw(page)
+        films = strips(page)
+        assert films[0].shape[0] == 6 * 32 and films[3].shape[0] == 16 * 32
+        for value, shown in (("15", 5), ("9", 5), ("5", 5), ("2", 2)):
+            page.get_by_role("slider", name="trajectory", exact=True).fill(value)
+            tops = "(image) => [image.getBoundingClientRect().y, image.parentElement.getBoundingClientRect().y]"
+            image, box = page.eval_on_selector("#results .sit-state .sit-film img", tops)
+            assert image - box == pytest.approx(-shown * 96, abs=1)
+            times, line = page.eval_on_selector("#results .sit-times div", tops)
+            assert (times - line) / page.eval_on_selector("#results .sit-times", "e => e.clientHeight") == pytest.approx(
+                -shown, abs=0.1
+            )
+
+
 def test_draw_slide_and_copy(page, tmp_path, capsys):
     open_part(page, "SDE, and its D(t)")
     page.wait_for_selector("#plot svg")
@@ -121,9 +142,10 @@ def test_draw_slide_and_copy(page, tmp_path, capsys):
     assert words[:3] == ["python", "sample.py", "ODE"] and page.get_by_role("button", name="Copy").first.is_visible()
     result = call(capsys, "sample", *words[2:], "--out", tmp_path / "s.png")
     assert result.code == 0, result.err
-    grid = np.asarray(Image.open(tmp_path / "s.png"))
+    with Image.open(tmp_path / "s.png") as picture:
+        images = Layout(3, 32, 32, 3, named=True).cut(picture)
     for i in range(3):
-        assert (grid[2:34, 2 + 34 * i :][:, :32] == films[i][-32:]).all()
+        assert (images[i] == films[i][-32:]).all()
 
 
 def test_the_plot_follows_the_form(page):
@@ -179,10 +201,10 @@ def test_an_image_dropped_in(page, tmp_path):
 
 
 def slow(page):
-    """Settings that take minutes."""
+    """Settings that take long."""
     open_part(page, "SDE, and its D(t)")
     page.locator("#sde").get_by_label("Steps").fill("2000")
-    fill(page, "Pictures of each", 10)
+    fill(page, "Pictures of each", 5)
 
 
 def test_cancel_and_two_visitors_at_once(chromium, served):
@@ -241,6 +263,9 @@ def test_no_file_is_served(served, trained, tmp_path):
             assert refused.value.code in (403, 404, 405), (route, path)
             if "file" in route:
                 assert refused.value.read() == b"this page serves no files\n"
+    with urllib.request.urlopen(served) as answer:
+        policy = answer.headers["content-security-policy"]
+    assert "connect-src 'self' data: blob:;" in policy and "frame-ancestors 'self'" in policy
 
 
 def test_ctrl_c_ends_it_at_once_and_several_checkpoints_are_side_by_side(chromium, trained, tmp_path):

@@ -49,6 +49,20 @@ def test_at_the_end_it_is_the_state_itself_and_at_noise_the_mean(path):
     torch.testing.assert_close(begin, Gaussian(path, "data").mean[None], rtol=0.02, atol=0.02)
 
 
+def test_with_guidance_it_is_the_guided_networks(trained):
+    from inference import Guidance, Pipeline
+
+    pipe, labels, guidance = Pipeline.load(trained, weights="model"), [3, 7], Guidance(3.0, channels=2)
+    x, t = torch.randn(2, *pipe.latent_shape), torch.full((2,), 0.25)
+    (found,) = expected_data(pipe, [x], [0.25], labels, guidance)
+    with torch.no_grad():
+        own, null = (pipe.model(x, t, torch.tensor(y)) for y in (labels, [10, 10]))
+    own[:, :2] = null[:, :2] + 3 * (own - null)[:, :2]
+    torch.testing.assert_close(found, x + 0.75 * own, rtol=1e-4, atol=1e-4)
+    (plain,) = expected_data(pipe, [x], [0.25], labels)
+    assert (plain - found).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("solver", [
     ODE("euler", 7), ODE("multistep", 7), SDE(num_steps=7), SDE(num_steps=5, last_step="None"),
     SDE("Euler", "constant", last_step="Tweedie", last_step_size=0.1, num_steps=5),

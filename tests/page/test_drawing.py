@@ -196,6 +196,16 @@ def test_one_visitors_cancel_leaves_the_other_alone_and_both_wait_for_the_networ
     assert order == ["a", "a", "b cancelled", "c", "c"] or order == ["a", "a", "c", "c", "b cancelled"]
 
 
+def test_what_would_fill_the_memory_is_refused(source, tmp_path):
+    many = replace(CHOICES, each=16, sde=SDE(num_steps=2000), modes=("SDE",))
+    (card,) = draw([source], many, source)
+    assert "too many to keep" in card.error and card.states is None
+    Image.new("1", (8000, 7000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 20_000
+    (card,) = encode([source], CHOICES, tmp_path / "bomb.png", 3, source)
+    assert "56,000,000 pixels" in card.error and str(tmp_path) not in card.error
+
+
 def test_text_that_is_not_ours_is_no_html(source):
     evil = "<img src=x onerror=alert(1)>"
     assert "<img src=x" not in cards.message(evil) + cards.heading([(evil, evil)])
