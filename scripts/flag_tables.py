@@ -7,7 +7,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 SCRIPTS = ("train", "sample", "sample_ddp", "evaluate", "encode_latents", "export", "measure_loss", "reconstruct_ema")
-SCRIPTS += ("sweep", "app")
+SCRIPTS += ("sweep", "app", "experiments/ladder")
+
+
+def parser_of(script):
+    """That of a script's flags; script: its path, without the ending."""
+    return importlib.import_module(script.replace("/", ".")).make_parser()
 
 
 def subparsers(parser):
@@ -35,7 +40,7 @@ def default_of(action):
 
 def table(script):
     """Markdown rows of one script; a flag of one subcommand alone, or with a default of its own there, says so."""
-    parsers = subparsers(importlib.import_module(script).make_parser())
+    parsers = subparsers(parser_of(script))
     rows = {}
     for mode, parser in parsers.items():
         for action in parser._actions:

@@ -1,6 +1,5 @@
 """What the README, and the pages in docs/, say of flags, files and numbers is so."""
 
-import importlib
 import re
 import shlex
 from itertools import pairwise
@@ -8,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from cli import ROOT
-from flag_tables import SCRIPTS, tables
+from flag_tables import SCRIPTS, parser_of, tables
 from inference.presets import PRESETS
 from models import SiT_models
 
@@ -30,7 +29,6 @@ def test_the_readme_is_for_the_first_minute():
 OTHERS = "nproc nnodes rdzv max-restarts standalone help"  # of torchrun
 OTHERS += " repo-type include local-dir"  # of hf
 OTHERS += " nodes gpus-per-node cpus-per-task signal"  # of Slurm
-OTHERS += " page"  # of experiments/ladder.py
 OTHERS += " device only quick processes rounds steps sde-steps"  # of benchmarks/
 
 
@@ -62,7 +60,7 @@ def commands(text):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_command_lines_are_taken_by_the_parsers(page):
     for script, words in commands(page.read_text()):
-        parser = importlib.import_module(script).make_parser()
+        parser = parser_of(script)
         if "--data-path" not in words and script == "train":  # as where only a flag is spoken of
             words = ["--data-path", "photos", *words]
         parser.parse_args(words)
