@@ -12,6 +12,7 @@ from common.checkpoint import load_checkpoint
 from common.errors import UsageError, UserError
 from common.streams import SampleStreams
 from inference import ODE, SDE, Guidance, Pipeline
+from inference.pictures import Layout
 
 FEW = ODE("heun", num_steps=4)
 
@@ -48,11 +49,10 @@ def test_sample_i_is_picture_i_of_sample_py(pipe, trained, tmp_path, capsys, mod
         "3,3,7",
     ]
     assert call(capsys, "sample", mode, "--ckpt", trained, *flags, "--out", tmp_path / "s.png").code == 0
-    picture = np.asarray(Image.open(tmp_path / "s.png"))
     images = pipe.sample([3, 3, 7], seed=5, solver=solver, guidance=Guidance(2.0, channels=None))
     assert images.shape == (3, 32, 32, 3) and images.dtype == np.uint8
-    for i, image in enumerate(images):
-        assert (picture[2:34, 2 + 34 * i : 34 + 34 * i] == image).all()
+    with Image.open(tmp_path / "s.png") as picture:
+        assert (Layout(3, 32, 32, 3, named=True).cut(picture) == images).all()
 
 
 def test_a_trajectory_begins_with_the_noise_and_ends_with_the_sample(pipe):
