@@ -21,6 +21,7 @@ from common.errors import UsageError, UserError
 from train_utils import Listed, Parser, below_one, image_size, non_negative, non_negative_int, positive_int, run
 
 ROOT = Path(__file__).resolve().parent.parent
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 DIGITS, AUTOENCODER = "builtin:digits", "assets/digits-vae"
 
 
@@ -95,7 +96,7 @@ def shown(seconds):
     return f"{seconds / 60:.1f} min"
 
 
-def work(stage, commands, out, at_once):
+def work(stage, commands, out, at_once, signals):
     """Run the commands of a stage whose file is missing, some at once. Raises UserError where one fails; none outlives this.
 
     Each has one thread, whatever the cores: another number would round otherwise, and the numbers would be others.
@@ -116,6 +117,8 @@ def work(stage, commands, out, at_once):
                     running[piece] = subprocess.Popen(commands[piece], **more)
                 begun[piece] = time.time()
             time.sleep(0.2)
+            if signals:
+                raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(128 + signals[0])
             for piece, process in list(running.items()):
                 if process.poll() is None:
                     continue
@@ -172,9 +175,17 @@ def alone(out):
         yield
 
 
-def end_on(number_, frame):
-    """A signal that ends this process has to end its pieces first."""
-    raise SystemExit(128 + number_)
+@contextmanager
+def heeded():
+    """A list of the signals that came meanwhile, which would end this process: its pieces have to be ended first, and one that
+    is just being started would be forgotten."""
+    came = []
+    before = {number_: signal.signal(number_, lambda came_, frame: came.append(came_)) for number_ in ENDING}
+    try:
+        yield came
+    finally:
+        for number_, handler in before.items():
+            signal.signal(number_, handler)
 
 
 def check(args, dataset):
@@ -198,8 +209,6 @@ def main(args):
     from experiments.page import write_page
     from experiments.rungs import RUNGS
 
-    for number_ in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number_, end_on)
     args.data_path = args.data_path if args.data_path == DIGITS else str(Path(args.data_path).resolve())
     check(args, open_dataset(args.data_path, args.image_size))
     rungs, started = {name: rung for name, rung in RUNGS.items() if name in (args.rungs or RUNGS)}, time.time()
@@ -211,8 +220,9 @@ def main(args):
         each = f"{len(args.seeds)} seeds each, {args.images:,} images a training"
         print(f"{len(rungs)} steps of the ladder, {each}; {at_once} at once", flush=True)
         stages = pieces(args, rungs, out)
-        for stage, commands in stages.items():
-            work(stage, commands, out, at_once)
+        with heeded() as signals:
+            for stage, commands in stages.items():
+                work(stage, commands, out, at_once, signals)
         page = Path(args.page) if args.page else out / "ladder.md"
         names = [piece for commands in stages.values() for piece in commands]
         write_page(page, out, settings, rungs, args.seeds, names, at_once)
