@@ -93,9 +93,11 @@ def main(args):
         received = wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    say("\napp.py: interrupted")
-    sys.stdout.flush()
-    os._exit(128 + received)  # a drawing under way is not waited for: its thread may be deep in a network call
+    try:
+        say("\napp.py: interrupted")
+        sys.stdout.flush()
+    finally:  # also where the terminal is gone, and nobody can be told
+        os._exit(128 + received)  # a drawing under way is not waited for: its thread may be deep in a network call
 
 
 if __name__ == "__main__":
